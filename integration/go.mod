@@ -1,0 +1,11 @@
+module github.com/slimfaas/slimfaas/integration
+
+go 1.26.0
+
+toolchain go1.26.11
+
+require github.com/slimfaas/slimfaas/shared v0.0.0
+
+require golang.org/x/sync v0.24.0 // indirect
+
+replace github.com/slimfaas/slimfaas/shared => ../shared

@@ -1,0 +1,122 @@
+// Package command is what the Raft log holds: batches of commands in a versioned, checksummed encoding. Pure.
+//
+// Whoever proposes a command has decided; the command carries the outcome and every time it needs. Nothing here knows a
+// clock, a limit, a function's settings.
+package command
+
+import "fmt"
+
+// ID of a call: a UUIDv7, 16 bytes, minted by the edge.
+type ID [16]byte
+
+// String is the lower-case form with dashes that callers see.
+func (id ID) String() string {
+	return fmt.Sprintf("%x-%x-%x-%x-%x", id[0:4], id[4:6], id[6:8], id[8:10], id[10:16])
+}
+
+// Batch is one Raft entry: commands of every kind, applied in order at one moment.
+type Batch struct {
+	// NowUnixMs is the proposing leader's wall clock, UTC milliseconds. The state machine uses max(NowUnixMs, last now).
+	NowUnixMs int64
+	Commands  []Command
+}
+
+// Command is one of the types below.
+type Command interface{ kind() kind }
+
+// Accept enqueues a call with the whole payload. An ID that lives, or is still remembered, is answered as repeated and changes nothing.
+type Accept struct {
+	ID       ID
+	Function string
+	Payload  []byte // opaque StoredRequest; goes to the store, never into the index
+}
+
+// Grant starts a try of a queued or due waiting call for one session and replica. The fence is the index of the entry.
+// Refused (conflict) when the call is not Queued or Waiting, (stale) when the session is not live.
+type Grant struct {
+	ID       ID
+	Session  uint64
+	Replica  string
+	MaxTries uint32 // as the function asks at this moment, for status
+}
+
+// Outcome of a try, decided by the leader.
+type Outcome uint8
+
+// Values of Outcome. Only Released takes the try back.
+const (
+	OutcomeSucceeded Outcome = 1 + iota
+	OutcomeRetry             // Waiting until NextTryUnixMs
+	OutcomeDead
+	OutcomeAwaiting // the function answered 202: keeps its slot, leaves its session
+	OutcomeReleased // not sent: back to Queued (or Waiting, due) at its place, the try is not counted
+)
+
+// Finish ends the try with this fence; another fence, or a call that is neither Running nor Awaiting, is stale and changes nothing.
+type Finish struct {
+	ID            ID
+	Fence         uint64
+	Outcome       Outcome
+	Status        uint32 // 0: no answer
+	Error         string // for people, at most 500 bytes
+	NextTryUnixMs int64  // with OutcomeRetry
+}
+
+// Cancel ends a call that is Queued or Waiting; Running or Awaiting is a conflict, ended too.
+type Cancel struct{ ID ID }
+
+// OpenSession begins a session, or returns the live one of the same name and incarnation. Another incarnation of the name is ended first.
+type OpenSession struct {
+	Name        string
+	Incarnation string
+	Kind        uint8 // wire.SessionKind
+	Address     string
+}
+
+// EndSession ends a session and frees its locks. Expired: it vanished (no close), and is remembered as such until its name
+// comes back or ForgetBefore passes. Calls it held stay Running: the leader finishes each with the outcome the function's settings give.
+type EndSession struct {
+	Session uint64
+	Expired bool
+}
+
+// AcquireLock gives the lock to a live session if it is free or already its own. The token is the index of the entry that gave it.
+type AcquireLock struct {
+	Lock    string
+	Session uint64
+}
+
+// ReleaseLock frees the lock if this session has it.
+type ReleaseLock struct {
+	Lock    string
+	Session uint64
+}
+
+// RecordActivity raises the last activity of functions; an older time than the known one changes nothing.
+type RecordActivity struct {
+	Activities []Activity
+}
+
+// Activity of one function.
+type Activity struct {
+	Function string
+	AtUnixMs int64
+}
+
+// SetOverride is what an operator asked for; Replicas < 0 ends it.
+type SetOverride struct {
+	Function    string
+	Replicas    int32
+	UntilUnixMs int64
+}
+
+// Forget drops finished calls that ended before BeforeUnixMs, then the oldest finished ones over KeepCount; Dead ones ended
+// before DeadBeforeUnixMs; vanished sessions ended before BeforeUnixMs; overrides whose time is up. Payloads go with their calls.
+type Forget struct {
+	BeforeUnixMs     int64
+	DeadBeforeUnixMs int64
+	KeepCount        uint64
+}
+
+// SetInstallation names the installation, once: a second one changes nothing.
+type SetInstallation struct{ ID string }

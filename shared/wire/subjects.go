@@ -1,0 +1,63 @@
+package wire
+
+import "time"
+
+// Subjects of the bus. Fixed: none contains a user's string, names travel in the payload. Each line says who publishes,
+// who listens, and what happens when a message is lost, doubled, late or reordered.
+const (
+	// SubjectWake: edge → every scaler. Lost: the edge repeats. Doubled or late: raising 0 → n is idempotent.
+	SubjectWake = "slimfaas.wake"
+	// SubjectSighting: the scaler that raised a function → edges. Lost: the table record brings the replica.
+	SubjectSighting = "slimfaas.sighting"
+	// SubjectRecord: leading scaler → edges, queue nodes (RecordAnnouncement). Lost: the digest shows it within a second.
+	SubjectRecord = "slimfaas.table.record"
+	// SubjectDigest: leading scaler → edges, queue nodes, each second. Lost: the next one.
+	SubjectDigest = "slimfaas.table.digest"
+	// SubjectTableAsk: a new scaler leader asks, edges and queue nodes answer their digest on the reply subject.
+	SubjectTableAsk = "slimfaas.table.ask"
+	// SubjectLoad: edge → every scaler. Lost: the next second's, and everything every 5 s.
+	SubjectLoad = "slimfaas.load"
+	// SubjectDemand: queue leader → every scaler. Lost: the next second's, and everything every 5 s.
+	SubjectDemand = "slimfaas.demand"
+	// SubjectFacts: queue leader → every scaler, when an override changes. Lost: the scaler's poll finds it in 5 s.
+	SubjectFacts = "slimfaas.facts"
+	// SubjectExplain: edge asks, only the leading scaler answers. Lost: the edge answers 503 after its timeout.
+	SubjectExplain = "slimfaas.explain"
+	// SubjectEventShare: edge → one edge (by queue-group-free request; the payload names it). Reserved for the edge issue.
+	SubjectEventShare = "slimfaas.event.share"
+)
+
+// Limits and periods that both ends must agree on.
+const (
+	// MaxBusMessage is the largest message on the bus, in bytes.
+	MaxBusMessage = 64 << 10
+	// MaxInlineRecord is the largest record published whole, in bytes; a larger one is announced and pulled.
+	MaxInlineRecord = 48 << 10
+	// MaxPayload is the largest StoredRequest of an async call, in bytes, until the queue issue raises it.
+	MaxPayload = 1<<20 + 64<<10
+	// MaxFrame is the largest piece of a payload in one message, in bytes; more travels as frames.
+	MaxFrame = 256 << 10
+	// MaxBatchBytes and MaxBatchOps close a batch, in the edge and in the leader; one larger operation may travel alone.
+	MaxBatchBytes = 512 << 10
+	MaxBatchOps   = 1024
+	// MaxBatchesInFlight is how many batches one sender has under way: the next gathers meanwhile, without a timer.
+	MaxBatchesInFlight = 2
+
+	// HeartbeatEvery is the period of session heartbeats.
+	HeartbeatEvery = time.Second
+	// EdgeSessionTTL and ScalerSessionTTL: a session without a heartbeat for this long is expired by the queue leader.
+	EdgeSessionTTL   = 4 * time.Second
+	ScalerSessionTTL = 8 * time.Second
+	// ReportEvery and FullReportEvery pace load and demand reports.
+	ReportEvery     = time.Second
+	FullReportEvery = 5 * time.Second
+	// DigestEvery paces the table digest.
+	DigestEvery = time.Second
+	// DeletionKept is how long a deleted function's record stays in the table.
+	DeletionKept = 10 * time.Minute
+	// SightingKept is how long an edge uses a sighted replica without a record that confirms it.
+	SightingKept = 30 * time.Second
+
+	// ScalerLock is the lock in the queue whose holder leads the scalers.
+	ScalerLock = "scaler"
+)
