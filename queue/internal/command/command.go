@@ -115,7 +115,8 @@ type SetOverride struct {
 type Forget struct {
 	BeforeUnixMs     int64
 	DeadBeforeUnixMs int64
-	KeepCount        uint64
+	KeepCount        uint64 // finished calls to keep at most, dead ones not counted; 0: no limit
+	Limit            uint32 // calls dropped by this one command at most, so that apply stays short; 0: no limit
 }
 
 // SetInstallation names the installation, once: a second one changes nothing.

@@ -1,0 +1,265 @@
+package command
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+)
+
+// Version is the first byte of an entry. It changes with every change of the encoding below; a node that reads another one
+// stops before it applies anything.
+const Version = 1
+
+// Limits of one entry, checked by the encoder and the decoder alike.
+const (
+	// MaxName bounds names (function, session, replica, lock, address, installation), in bytes.
+	MaxName = 1 << 10
+	// MaxErrorText bounds Finish.Error, in bytes.
+	MaxErrorText = 4 << 10
+	// MaxEntry bounds an encoded entry, in bytes: one payload of wire.MaxPayload and room for names.
+	MaxEntry = 1<<20 + 128<<10
+	// MaxCommands bounds the commands of one entry.
+	MaxCommands = 1 << 12
+	// HeaderSize is what an entry costs before its first command, in bytes.
+	HeaderSize = 1 + 4 + 8
+)
+
+// Why an entry cannot be read. The node must stop: the log of this node, or its program, is not the others'.
+var (
+	ErrChecksum  = errors.New("entry fails its checksum")
+	ErrMalformed = errors.New("entry is malformed")
+	// ErrTooLarge is the encoder's: a command over the limits above is never proposed.
+	ErrTooLarge = errors.New("command is too large")
+)
+
+// VersionError is an entry of an encoding this program does not know.
+type VersionError struct{ Version byte }
+
+func (e VersionError) Error() string {
+	return fmt.Sprintf("entry has encoding version %d, this program knows %d only", e.Version, Version)
+}
+
+type kind uint8
+
+// Numbers in the log for ever.
+const (
+	kindAccept kind = 1 + iota
+	kindGrant
+	kindFinish
+	kindCancel
+	kindOpenSession
+	kindEndSession
+	kindAcquireLock
+	kindReleaseLock
+	kindRecordActivity
+	kindSetOverride
+	kindForget
+	kindSetInstallation
+)
+
+func (Accept) kind() kind          { return kindAccept }
+func (Grant) kind() kind           { return kindGrant }
+func (Finish) kind() kind          { return kindFinish }
+func (Cancel) kind() kind          { return kindCancel }
+func (OpenSession) kind() kind     { return kindOpenSession }
+func (EndSession) kind() kind      { return kindEndSession }
+func (AcquireLock) kind() kind     { return kindAcquireLock }
+func (ReleaseLock) kind() kind     { return kindReleaseLock }
+func (RecordActivity) kind() kind  { return kindRecordActivity }
+func (SetOverride) kind() kind     { return kindSetOverride }
+func (Forget) kind() kind          { return kindForget }
+func (SetInstallation) kind() kind { return kindSetInstallation }
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Encode gives the entry of a batch.
+func Encode(b Batch) ([]byte, error) {
+	commands := make([][]byte, len(b.Commands))
+	for i, c := range b.Commands {
+		encoded, err := EncodeCommand(c)
+		if err != nil {
+			return nil, err
+		}
+		commands[i] = encoded
+	}
+	return Assemble(b.NowUnixMs, commands), nil
+}
+
+// Assemble gives the entry of commands that EncodeCommand made. Limits on the whole are the caller's to keep.
+//
+// Entry: version byte, CRC-32C of the rest (little endian), now (8 bytes, big endian), then each command as kind byte,
+// uvarint length, body.
+func Assemble(nowUnixMs int64, commands [][]byte) []byte {
+	size := HeaderSize
+	for _, c := range commands {
+		size += len(c)
+	}
+	entry := make([]byte, 5, size)
+	entry[0] = Version
+	entry = binary.BigEndian.AppendUint64(entry, uint64(nowUnixMs))
+	for _, c := range commands {
+		entry = append(entry, c...)
+	}
+	binary.LittleEndian.PutUint32(entry[1:5], crc32.Checksum(entry[5:], castagnoli))
+	return entry
+}
+
+// EncodeCommand gives the encoded form of one command, as Assemble takes it.
+func EncodeCommand(c Command) ([]byte, error) {
+	var w writer
+	switch c := c.(type) {
+	case Accept:
+		w.b = make([]byte, 0, len(c.Payload)+len(c.Function)+32)
+		w.id(c.ID)
+		w.text(c.Function, MaxName)
+		w.b = append(w.b, c.Payload...)
+	case Grant:
+		w.id(c.ID)
+		w.uint(c.Session)
+		w.text(c.Replica, MaxName)
+		w.uint(uint64(c.MaxTries))
+	case Finish:
+		w.id(c.ID)
+		w.uint(c.Fence)
+		w.uint(uint64(c.Outcome))
+		w.uint(uint64(c.Status))
+		w.text(c.Error, MaxErrorText)
+		w.int(c.NextTryUnixMs)
+	case Cancel:
+		w.id(c.ID)
+	case OpenSession:
+		w.text(c.Name, MaxName)
+		w.text(c.Incarnation, MaxName)
+		w.uint(uint64(c.Kind))
+		w.text(c.Address, MaxName)
+	case EndSession:
+		w.uint(c.Session)
+		w.bool(c.Expired)
+	case AcquireLock:
+		w.text(c.Lock, MaxName)
+		w.uint(c.Session)
+	case ReleaseLock:
+		w.text(c.Lock, MaxName)
+		w.uint(c.Session)
+	case RecordActivity:
+		w.uint(uint64(len(c.Activities)))
+		for _, a := range c.Activities {
+			w.text(a.Function, MaxName)
+			w.int(a.AtUnixMs)
+		}
+	case SetOverride:
+		w.text(c.Function, MaxName)
+		w.int(int64(c.Replicas))
+		w.int(c.UntilUnixMs)
+	case Forget:
+		w.int(c.BeforeUnixMs)
+		w.int(c.DeadBeforeUnixMs)
+		w.uint(c.KeepCount)
+		w.uint(uint64(c.Limit))
+	case SetInstallation:
+		w.text(c.ID, MaxName)
+	default:
+		return nil, fmt.Errorf("encoding %T: %w", c, ErrMalformed)
+	}
+	if w.tooLarge || HeaderSize+len(w.b)+6 > MaxEntry {
+		return nil, fmt.Errorf("encoding %T: %w", c, ErrTooLarge)
+	}
+	head := make([]byte, 0, 6+len(w.b))
+	head = append(head, byte(c.kind()))
+	head = binary.AppendUvarint(head, uint64(len(w.b)))
+	return append(head, w.b...), nil
+}
+
+// Decode reads an entry. Payloads are slices of it: the caller leaves it unchanged for as long as it keeps the batch.
+func Decode(entry []byte) (Batch, error) {
+	if len(entry) == 0 {
+		return Batch{}, fmt.Errorf("decoding an empty entry: %w", ErrMalformed)
+	}
+	if entry[0] != Version {
+		return Batch{}, VersionError{Version: entry[0]}
+	}
+	if len(entry) < HeaderSize || len(entry) > MaxEntry {
+		return Batch{}, fmt.Errorf("decoding an entry of %d bytes: %w", len(entry), ErrMalformed)
+	}
+	if binary.LittleEndian.Uint32(entry[1:5]) != crc32.Checksum(entry[5:], castagnoli) {
+		return Batch{}, ErrChecksum
+	}
+	b := Batch{NowUnixMs: int64(binary.BigEndian.Uint64(entry[5:HeaderSize]))}
+	rest := entry[HeaderSize:]
+	for len(rest) > 0 {
+		if len(b.Commands) == MaxCommands {
+			return Batch{}, fmt.Errorf("decoding more than %d commands: %w", MaxCommands, ErrMalformed)
+		}
+		k := kind(rest[0])
+		size, n := binary.Uvarint(rest[1:])
+		if n <= 0 || size > uint64(len(rest)-1-n) {
+			return Batch{}, fmt.Errorf("decoding the length of command %d: %w", len(b.Commands), ErrMalformed)
+		}
+		start := 1 + n
+		end := start + int(size)
+		c, err := decodeCommand(k, rest[start:end:end])
+		if err != nil {
+			return Batch{}, fmt.Errorf("decoding command %d: %w", len(b.Commands), err)
+		}
+		b.Commands = append(b.Commands, c)
+		rest = rest[end:]
+	}
+	return b, nil
+}
+
+func decodeCommand(k kind, body []byte) (Command, error) {
+	r := reader{b: body}
+	var c Command
+	switch k {
+	case kindAccept:
+		a := Accept{ID: r.id(), Function: r.text(MaxName)}
+		a.Payload, r.b = r.b, nil
+		c = a
+	case kindGrant:
+		c = Grant{ID: r.id(), Session: r.uint(), Replica: r.text(MaxName), MaxTries: r.uint32()}
+	case kindFinish:
+		c = Finish{
+			ID: r.id(), Fence: r.uint(), Outcome: Outcome(r.uint8()), Status: r.uint32(), Error: r.text(MaxErrorText),
+			NextTryUnixMs: r.int(),
+		}
+	case kindCancel:
+		c = Cancel{ID: r.id()}
+	case kindOpenSession:
+		c = OpenSession{Name: r.text(MaxName), Incarnation: r.text(MaxName), Kind: r.uint8(), Address: r.text(MaxName)}
+	case kindEndSession:
+		c = EndSession{Session: r.uint(), Expired: r.bool()}
+	case kindAcquireLock:
+		c = AcquireLock{Lock: r.text(MaxName), Session: r.uint()}
+	case kindReleaseLock:
+		c = ReleaseLock{Lock: r.text(MaxName), Session: r.uint()}
+	case kindRecordActivity:
+		n := r.uint()
+		if n > uint64(len(r.b)) { // each takes two bytes at least
+			return nil, ErrMalformed
+		}
+		a := RecordActivity{}
+		for range n {
+			a.Activities = append(a.Activities, Activity{Function: r.text(MaxName), AtUnixMs: r.int()})
+		}
+		c = a
+	case kindSetOverride:
+		o := SetOverride{Function: r.text(MaxName)}
+		replicas := r.int()
+		o.Replicas, o.UntilUnixMs = int32(replicas), r.int()
+		if int64(o.Replicas) != replicas {
+			return nil, ErrMalformed
+		}
+		c = o
+	case kindForget:
+		c = Forget{BeforeUnixMs: r.int(), DeadBeforeUnixMs: r.int(), KeepCount: r.uint(), Limit: r.uint32()}
+	case kindSetInstallation:
+		c = SetInstallation{ID: r.text(MaxName)}
+	default:
+		return nil, fmt.Errorf("kind %d: %w", k, ErrMalformed)
+	}
+	if r.bad || len(r.b) > 0 {
+		return nil, fmt.Errorf("body of kind %d: %w", k, ErrMalformed)
+	}
+	return c, nil
+}
