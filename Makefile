@@ -1,0 +1,74 @@
+# SlimFaas: every command a person needs. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# The toolchain is pinned: see docs/adr/0001-workspace.md.
+export GOTOOLCHAIN := go1.26.11
+MODULES  := shared edge queue scaler deploy integration
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  := -s -w -X github.com/slimfaas/slimfaas/shared/obs.Version=$(VERSION)
+MANIFEST ?= deploy/local/slimfaas.local.yaml
+STATE    ?= .slimfaas/local
+comma    := ,
+PROGRAMS := edge queue scaler local demo-function
+package_edge := ./edge
+package_queue := ./queue
+package_scaler := ./scaler
+package_local := ./deploy/local
+package_demo-function := ./deploy/local/demo-function
+
+.PHONY: help
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build build-race
+build: ## build bin/edge, bin/queue, bin/scaler, bin/local and the demo function
+	@mkdir -p bin
+	@$(foreach p,$(PROGRAMS),CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/$(p) $(package_$(p)) &&) true
+build-race: ## the same with the race detector, into bin/race
+	@mkdir -p bin/race
+	@$(foreach p,$(PROGRAMS),go build -race -ldflags '$(LDFLAGS)' -o bin/race/$(p) $(package_$(p)) &&) true
+
+.PHONY: run
+run: build ## run the local stack in the foreground: MANIFEST=a.yaml[,b.yaml] STATE=dir
+	@exec bin/local $(foreach f,$(subst $(comma), ,$(MANIFEST)),-f $(f)) --state $(STATE)
+
+.PHONY: test unit integration timing
+test: unit integration ## every test that needs nothing but this machine, with the race detector
+unit: ## tests of the packages
+	@for m in $(filter-out integration,$(MODULES)); do echo "== $$m"; (cd $$m && go test -race -timeout 5m ./...); done
+integration: build-race ## real processes, killed and counted; one cluster at a time
+	@cd integration && SLIMFAAS_BIN=$(CURDIR)/bin/race go test -race -p 1 -count=1 -timeout 15m ./...
+timing: build ## the figures that a race detector would spoil, on plain binaries
+	@cd integration && SLIMFAAS_BIN=$(CURDIR)/bin go test -p 1 -count=1 -timeout 15m -tags timing -run '^TestTiming' -v ./... | grep -vE '^(=== |\?)'
+
+.PHONY: fuzz
+fuzz: ## each fuzz target for FUZZTIME (20s)
+	@for m in $(MODULES); do (cd $$m && for f in $$(grep -rlE '^func Fuzz' --include='*_test.go' . || true); do \
+	  for t in $$(grep -oE '^func Fuzz[A-Za-z0-9_]+' $$f | cut -c6-); do echo "== $$m $$t"; go test -run '^$$' -fuzz "^$$t$$" -fuzztime $${FUZZTIME:-20s} ./$$(dirname $$f); done; done); done
+
+.PHONY: lint vuln verify generate tidy tools
+lint: bin/tools/golangci-lint ## formatters, vet, linters
+	@test -z "$$(gofmt -l $(MODULES))" || { gofmt -l $(MODULES); exit 1; }
+	@for m in $(MODULES); do echo "== $$m"; (cd $$m && ../bin/tools/golangci-lint run --config ../.golangci.yml ./...); done
+vuln: ## govulncheck, where its database can be reached
+	@curl -fsm 5 -o /dev/null https://vuln.go.dev/index/db.json || { echo "vuln: the vulnerability database cannot be reached from here; nothing checked"; exit 0; }; \
+	for m in $(MODULES); do (cd $$m && go run golang.org/x/vuln/cmd/govulncheck@latest ./...); done
+tools: bin/tools/buf bin/tools/protoc-gen-go bin/tools/golangci-lint ## build the pinned tools from source
+bin/tools/buf: .tools/buf/go.mod
+	@mkdir -p bin/tools && cd .tools/buf && GOWORK=off go build -o ../../bin/tools/ tool
+bin/tools/protoc-gen-go: .tools/protoc/go.mod
+	@mkdir -p bin/tools && cd .tools/protoc && GOWORK=off go build -o ../../bin/tools/ tool
+bin/tools/golangci-lint: .tools/lint/go.mod
+	@mkdir -p bin/tools && cd .tools/lint && GOWORK=off go build -o ../../bin/tools/ tool
+generate: bin/tools/buf bin/tools/protoc-gen-go docs ## generated code and docs/configuration.md
+	@cd shared && PATH=$(CURDIR)/bin/tools:$$PATH ../bin/tools/buf generate
+docs: ## docs/configuration.md from the configuration structs
+	@(cd edge && go run . config-doc; cd ../queue && go run . config-doc; cd ../scaler && go run . config-doc) > docs/configuration.md.new
+	@mv docs/configuration.md.new docs/configuration.md
+tidy: ## go mod tidy, each module alone
+	@for m in $(MODULES); do (cd $$m && GOWORK=off go mod tidy); done
+verify: tidy generate ## nothing generated, tidied or formatted differs from what is committed; each module builds alone
+	@for m in $(MODULES); do (cd $$m && GOWORK=off go vet ./...); done
+	@git diff --exit-code --stat -- . || { echo "verify: run 'make generate tidy' and commit the result"; exit 1; }

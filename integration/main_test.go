@@ -1,0 +1,181 @@
+// Package integration holds the tests that start the real programs, kill them and count every call. One file per scenario
+// family; `make integration` runs them one cluster at a time.
+package integration
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/slimfaas/slimfaas/integration/cluster"
+)
+
+// recorderPath is the built recorder, the function of these tests.
+var recorderPath string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "slimfaas-recorder-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "making a directory for the recorder:", err)
+		os.Exit(1)
+	}
+	recorderPath = filepath.Join(dir, "recorder")
+	build := exec.Command("go", "build", "-o", recorderPath, "./recorder")
+	build.Stderr = os.Stderr
+	if err := build.Run(); err != nil {
+		fmt.Fprintln(os.Stderr, "building the recorder:", err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// fn describes one function of a test's manifest, served by the recorder.
+type fn struct {
+	name        string
+	annotations map[string]string // without the SlimFaas/ prefix; Function is set
+	env         map[string]string
+}
+
+// records is the directory where the functions of a test record their calls.
+type records struct{ dir string }
+
+func newRecords(t testing.TB) records {
+	t.Helper()
+	return records{t.TempDir()}
+}
+
+func (r records) path(function string) string { return filepath.Join(r.dir, function+".jsonl") }
+
+// yaml is the functions section for these functions.
+func (r records) yaml(functions ...fn) string {
+	var b strings.Builder
+	for _, f := range functions {
+		fmt.Fprintf(&b, "  %s:\n    command: [%q]\n    annotations:\n      SlimFaas/Function: \"true\"\n", f.name, recorderPath)
+		keys := make([]string, 0, len(f.annotations))
+		for k := range f.annotations {
+			keys = append(keys, k)
+		}
+		slices.Sort(keys)
+		for _, k := range keys {
+			fmt.Fprintf(&b, "      SlimFaas/%s: %q\n", k, f.annotations[k])
+		}
+		fmt.Fprintf(&b, "    environment:\n      RECORD: %q\n", r.path(f.name))
+		for k, v := range f.env {
+			fmt.Fprintf(&b, "      %s: %q\n", k, v)
+		}
+		b.WriteString("    health:\n      path: /health\n")
+	}
+	return b.String()
+}
+
+// line is what the recorder writes.
+type line struct {
+	Phase   string
+	AtMs    int64
+	Replica string
+	PID     int
+	Method  string
+	URI     string
+	Header  http.Header
+	Remote  string
+	Body    string
+	Seq     int
+	Aborted bool
+}
+
+// read every record of a function, in file order. A last half-written line of a killed recorder is skipped.
+func (r records) read(t testing.TB, function string) []line {
+	t.Helper()
+	file, err := os.Open(r.path(function))
+	if os.IsNotExist(err) {
+		return nil
+	}
+	if err != nil {
+		t.Fatalf("reading the records of %s: %v", function, err)
+	}
+	defer file.Close()
+	var lines []line
+	scan := bufio.NewScanner(file)
+	scan.Buffer(nil, 4<<20)
+	for scan.Scan() {
+		var l line
+		if json.Unmarshal(scan.Bytes(), &l) == nil {
+			lines = append(lines, l)
+		}
+	}
+	return lines
+}
+
+// started are the records of requests that reached the function.
+func (r records) started(t testing.TB, function string) []line {
+	t.Helper()
+	var out []line
+	for _, l := range r.read(t, function) {
+		if l.Phase == "start" {
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
+// cut are requests that a replica began and never ended, or whose caller was gone: a replica stopped with a call in it.
+func (r records) cut(t testing.TB, function string) []line {
+	t.Helper()
+	open := map[[2]int]line{}
+	var out []line
+	for _, l := range r.read(t, function) {
+		switch l.Phase {
+		case "start":
+			open[[2]int{l.PID, l.Seq}] = l
+		case "end":
+			delete(open, [2]int{l.PID, l.Seq})
+			if l.Aborted {
+				out = append(out, l)
+			}
+		}
+	}
+	for _, l := range open {
+		out = append(out, l)
+	}
+	return out
+}
+
+// problem is the body of our errors.
+type problem struct {
+	Type    string `json:"type"`
+	Title   string `json:"title"`
+	Status  int    `json:"status"`
+	Detail  string `json:"detail"`
+	Outcome string `json:"outcome"`
+}
+
+// wantProblem checks status, content type and that the detail says something.
+func wantProblem(t testing.TB, c *cluster.Cluster, method, path string, header http.Header, body []byte, status int) problem {
+	t.Helper()
+	got, head, answer, err := c.Send(0, method, path, header, body)
+	if err != nil {
+		t.Errorf("%s %s: %v", method, path, err)
+		return problem{}
+	}
+	var p problem
+	if got != status {
+		t.Errorf("%s %s answered %d, want %d: %s", method, path, got, status, answer)
+		return p
+	}
+	if ct := head.Get("Content-Type"); !strings.HasPrefix(ct, "application/problem+json") {
+		t.Errorf("%s %s: content type %q, want application/problem+json", method, path, ct)
+	}
+	if err := json.Unmarshal(answer, &p); err != nil || p.Type == "" || p.Detail == "" || p.Status != status {
+		t.Errorf("%s %s: not a useful problem: %s (%v)", method, path, answer, err)
+	}
+	return p
+}

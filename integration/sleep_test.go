@@ -1,0 +1,349 @@
+package integration
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/slimfaas/slimfaas/integration/cluster"
+)
+
+// seed of the random choices of a test: SEED, else the clock; always printed.
+func seed(t *testing.T) *rand.Rand {
+	t.Helper()
+	s, err := strconv.ParseUint(os.Getenv("SEED"), 10, 64)
+	if err != nil {
+		s = uint64(time.Now().UnixNano())
+	}
+	t.Logf("SEED=%d", s)
+	return rand.New(rand.NewPCG(s, 0))
+}
+
+func asleep(c *cluster.Cluster, function string) func() error {
+	return func() error {
+		if n := c.Replicas(function); n > 0 {
+			return fmt.Errorf("%d replicas", n)
+		}
+		return nil
+	}
+}
+
+func TestFunctionSleepsAfterItsTimeoutAndNotDuringWork(t *testing.T) {
+	rec := newRecords(t)
+	idle := map[string]string{"TimeoutSecondBeforeSetReplicasMin": "2"}
+	c := cluster.Start(t, cluster.Options{Functions: rec.yaml(
+		fn{name: "short", annotations: idle}, fn{name: "slow", annotations: idle}, fn{name: "stream", annotations: idle}, fn{name: "async", annotations: idle},
+	)})
+	var wg sync.WaitGroup
+	began := time.Now()
+	const work = 15 * time.Second // the drain history of a fresh leader (5 s) and the timeout fit in it several times
+	wg.Go(func() {
+		status, body, err := c.Get(0, "/function/slow/?ms="+strconv.Itoa(int(work.Milliseconds())))
+		if err := wantStatus(status, 200, body, err); err != nil {
+			t.Errorf("slow call: %v", err)
+		}
+	})
+	wg.Go(func() {
+		req, _ := http.NewRequestWithContext(t.Context(), "GET", c.URL(0)+"/function/stream/?stream=15&every=1000", nil)
+		res, err := cluster.Client.Do(req)
+		if err != nil {
+			t.Errorf("stream: %v", err)
+			return
+		}
+		defer res.Body.Close()
+		n := 0
+		for lines := bufio.NewScanner(res.Body); lines.Scan(); {
+			if lines.Text() != "" {
+				n++
+			}
+		}
+		if n != 15 {
+			t.Errorf("stream brought %d of 15 events", n)
+		}
+	})
+	if a := enqueue(c, 0, "async", "0-0", "&ms="+strconv.Itoa(int(work.Milliseconds()))); a.outcome != "ok" {
+		t.Errorf("async: %+v", a)
+	}
+	status, body, err := c.Get(0, "/function/short/")
+	if err := wantStatus(status, 200, body, err); err != nil {
+		t.Errorf("short call: %v", err)
+	}
+	c.Eventually(20*time.Second, "the short one sleeps", asleep(c, "short"))
+	t.Logf("short slept %v after the start of the test", time.Since(began).Round(100*time.Millisecond))
+	wg.Wait()
+	for _, f := range []string{"slow", "stream", "async"} {
+		c.Eventually(20*time.Second, f+" sleeps after its work", asleep(c, f))
+		if cut := rec.cut(t, f); len(cut) > 0 {
+			t.Errorf("%s was stopped with a call in it: %+v", f, cut)
+		}
+	}
+}
+
+func TestChangeOfLeadersPutsNothingToSleep(t *testing.T) {
+	rec := newRecords(t)
+	c := cluster.Start(t, cluster.Options{Scalers: 2, Functions: rec.yaml(
+		fn{name: "awake", annotations: map[string]string{"TimeoutSecondBeforeSetReplicasMin": "25"}},
+		fn{name: "busy", annotations: map[string]string{"TimeoutSecondBeforeSetReplicasMin": "1"}},
+	)})
+	status, body, err := c.Get(0, "/function/awake/")
+	if err := wantStatus(status, 200, body, err); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		status, body, err := c.Get(0, "/function/busy/?ms=20000")
+		if err := wantStatus(status, 200, body, err); err != nil {
+			t.Errorf("busy call: %v", err)
+		}
+	})
+	for range 2 {
+		c.Kill(c.ScalerLeader(0))
+		pace(2 * time.Second)
+		c.Kill(c.QueueLeader(0))
+		pace(2 * time.Second)
+	}
+	for time.Since(began) < 20*time.Second {
+		if c.Replicas("awake") == 0 {
+			t.Fatalf("asleep %v after its call, timeout 25 s", time.Since(began))
+		}
+		pace(50 * time.Millisecond)
+	}
+	wg.Wait()
+	c.Eventually(60*time.Second, "it sleeps after its timeout", asleep(c, "awake"))
+	if took := time.Since(began); took < 25*time.Second {
+		t.Errorf("asleep after %v, timeout 25 s", took)
+	}
+	if cut := rec.cut(t, "busy"); len(cut) > 0 {
+		t.Errorf("stopped with a call in it: %+v", cut)
+	}
+}
+
+func setScale(t *testing.T, c *cluster.Cluster, function string, n int) {
+	t.Helper()
+	c.Eventually(15*time.Second, fmt.Sprintf("PUT /scale %d", n), func() error {
+		body, _ := json.Marshal(map[string]int{"Replicas": n, "ForSeconds": 120})
+		status, answer, err := c.Do(0, http.MethodPut, "/scale/"+function, http.Header{"Content-Type": {"application/json"}}, body)
+		return wantStatus(status, 200, answer, err)
+	})
+}
+
+// steady sends requests to a function at a rate until stop is closed, and counts those that failed.
+func steady(ctx context.Context, c *cluster.Cluster, function string, perSecond int, stop <-chan struct{}) (sent, failed int, first error) {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	tick := time.NewTicker(time.Second / time.Duration(perSecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-stop:
+			wg.Wait()
+			return sent, failed, first
+		case <-ctx.Done():
+			wg.Wait()
+			return sent, failed, ctx.Err()
+		case <-tick.C:
+		}
+		sent++
+		wg.Go(func() {
+			status, body, err := c.Get(0, "/function/"+function+"/?ms=5")
+			if err := wantStatus(status, 200, body, err); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				failed++
+				if first == nil {
+					first = err
+				}
+			}
+		})
+	}
+}
+
+func TestScalingUpAndDownUnderLoadLosesNothing(t *testing.T) {
+	rec := newRecords(t)
+	c := cluster.Start(t, cluster.Options{Functions: rec.yaml(fn{name: "work", annotations: map[string]string{"TimeoutSecondBeforeSetReplicasMin": "300"}})})
+	setScale(t, c, "work", 3)
+	ready := func(n int) func() error {
+		return func() error {
+			status, body, err := c.Get(0, "/status-function/work")
+			if err := wantStatus(status, 200, body, err); err != nil {
+				return err
+			}
+			var s struct{ NumberReady, NumberRequested int }
+			if err := json.Unmarshal(body, &s); err != nil || s.NumberReady != n || s.NumberRequested != n {
+				return fmt.Errorf("status %s, want %d", body, n)
+			}
+			if got := c.Replicas("work"); got != n {
+				return fmt.Errorf("%d processes, want %d", got, n)
+			}
+			return nil
+		}
+	}
+	c.Eventually(30*time.Second, "three replicas", ready(3))
+	stop := make(chan struct{})
+	type result struct {
+		sent, failed int
+		first        error
+	}
+	done := make(chan result, 1)
+	go func() {
+		s, f, err := steady(t.Context(), c, "work", 100, stop)
+		done <- result{s, f, err}
+	}()
+	began := time.Now()
+	for round := range 20 {
+		setScale(t, c, "work", 1)
+		c.Eventually(30*time.Second, fmt.Sprintf("one replica, round %d", round), ready(1))
+		setScale(t, c, "work", 3)
+		c.Eventually(30*time.Second, fmt.Sprintf("three replicas, round %d", round), ready(3))
+	}
+	close(stop)
+	r := <-done
+	if r.failed > 0 {
+		t.Errorf("%d of %d calls failed, the first: %v", r.failed, r.sent, r.first)
+	}
+	if cut := rec.cut(t, "work"); len(cut) > 0 {
+		t.Errorf("%d calls were cut: %+v", len(cut), cut[0])
+	}
+	t.Logf("%d calls, 20 rounds in %v", r.sent, time.Since(began).Round(time.Second))
+}
+
+// TestBurstsAroundTheDrainLoseNothing: bursts of 1 s at 100 requests/s, separated by the sleep timeout ± 300 ms, so that
+// requests land before, in and after the drain. 100 rounds, spread over five functions that run side by side.
+func TestBurstsAroundTheDrainLoseNothing(t *testing.T) {
+	const functions, rounds, rate = 5, 20, 100
+	rec := newRecords(t)
+	var list []fn
+	for i := range functions {
+		list = append(list, fn{name: fmt.Sprintf("burst%d", i), annotations: map[string]string{"TimeoutSecondBeforeSetReplicasMin": "1"}})
+	}
+	c := cluster.Start(t, cluster.Options{Functions: rec.yaml(list...)})
+	random := seed(t)
+	gaps := make([][]time.Duration, functions)
+	for i := range gaps {
+		for range rounds {
+			gaps[i] = append(gaps[i], time.Second+time.Duration(random.IntN(601)-300)*time.Millisecond)
+		}
+	}
+	var sent, failed atomic.Int64
+	var wg sync.WaitGroup
+	for i := range functions {
+		wg.Go(func() {
+			for round := range rounds {
+				stop := make(chan struct{})
+				timer := time.AfterFunc(time.Second, func() { close(stop) })
+				s, f, err := steady(t.Context(), c, list[i].name, rate, stop)
+				timer.Stop()
+				sent.Add(int64(s))
+				if failed.Add(int64(f)); f > 0 {
+					t.Errorf("%s round %d: %d of %d failed, the first: %v", list[i].name, round, f, s, err)
+				}
+				pace(gaps[i][round])
+			}
+		})
+	}
+	wg.Wait()
+	lives := 0
+	for _, f := range list {
+		c.Eventually(20*time.Second, f.name+" sleeps", asleep(c, f.name))
+		if cut := rec.cut(t, f.name); len(cut) > 0 {
+			t.Errorf("%s: a replica was stopped with %d calls in it: %+v", f.name, len(cut), cut[0])
+		}
+		for _, l := range rec.read(t, f.name) {
+			if l.Phase == "listen" {
+				lives++
+			}
+		}
+	}
+	t.Logf("%d calls, %d failed, %d lives of %d functions", sent.Load(), failed.Load(), lives, functions)
+	if lives <= functions {
+		t.Errorf("no function ever slept between the bursts: the test has tested nothing")
+	}
+}
+
+func TestDeathOfTheScalerInTheMiddleOfADrainStopsNothingBusy(t *testing.T) {
+	rec := newRecords(t)
+	c := cluster.Start(t, cluster.Options{Scalers: 2, Functions: rec.yaml(fn{name: "work", annotations: map[string]string{"TimeoutSecondBeforeSetReplicasMin": "300"}})})
+	setScale(t, c, "work", 2)
+	c.Eventually(20*time.Second, "two replicas", func() error {
+		if n := c.Replicas("work"); n != 2 {
+			return fmt.Errorf("%d", n)
+		}
+		return nil
+	})
+	var wg sync.WaitGroup
+	for range 8 { // both replicas are busy for longer than the takeover takes
+		wg.Go(func() {
+			status, body, err := c.Get(0, "/function/work/?ms=15000")
+			if err := wantStatus(status, 200, body, err); err != nil {
+				t.Errorf("slow call: %v", err)
+			}
+		})
+	}
+	c.Eventually(10*time.Second, "calls run", func() error {
+		if n := len(rec.started(t, "work")); n < 8 {
+			return fmt.Errorf("%d", n)
+		}
+		return nil
+	})
+	setScale(t, c, "work", 1) // a drain that must wait for the calls
+	c.Kill(c.ScalerLeader(0))
+	wg.Wait()
+	if cut := rec.cut(t, "work"); len(cut) > 0 {
+		t.Errorf("%d calls were cut", len(cut))
+	}
+	status, body, err := c.Get(0, "/function/work/")
+	if err := wantStatus(status, 200, body, err); err != nil {
+		t.Errorf("a call after the takeover: %v", err)
+	}
+	c.Eventually(60*time.Second, "one replica at last", func() error {
+		if n := c.Replicas("work"); n != 1 {
+			return fmt.Errorf("%d", n)
+		}
+		return nil
+	})
+}
+
+// TestRestartedReplicasAreFoundAgain: a killed replica comes back under bin/local, and calls between are answered or refused, never lost in silence.
+func TestKilledReplicaIsReplacedAndOthersAnswer(t *testing.T) {
+	rec := newRecords(t)
+	c := cluster.Start(t, cluster.Options{Functions: rec.yaml(fn{name: "work", annotations: map[string]string{"ReplicasMin": "2"}})})
+	c.Eventually(20*time.Second, "both ready", func() error {
+		status, body, err := c.Get(0, "/status-function/work")
+		var s struct{ NumberReady int }
+		if err := wantStatus(status, 200, body, err); err != nil || json.Unmarshal(body, &s) != nil || s.NumberReady != 2 {
+			return fmt.Errorf("%s %w", body, err)
+		}
+		return nil
+	})
+	for range 5 {
+		c.Kill(c.Names("fn-work-")[0])
+		for range 20 {
+			res, err := cluster.Client.Get(c.URL(0) + "/function/work/")
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = io.Copy(io.Discard, res.Body)
+			_ = res.Body.Close()
+			if res.StatusCode != 200 {
+				t.Errorf("with one of two replicas killed between requests: %d", res.StatusCode)
+			}
+		}
+		c.Eventually(20*time.Second, "two again", func() error {
+			if n := c.Replicas("work"); n != 2 {
+				return fmt.Errorf("%d", n)
+			}
+			return nil
+		})
+	}
+}
