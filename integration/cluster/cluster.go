@@ -526,3 +526,13 @@ func (c *Cluster) CheckAlive(names ...string) {
 		}
 	}
 }
+
+// Log of a process so far.
+func (c *Cluster) Log(name string) string {
+	c.t.Helper()
+	raw, err := os.ReadFile(filepath.Join(c.State, "logs", name+".log"))
+	if err != nil {
+		c.t.Fatalf("reading the log of %s: %v", name, err)
+	}
+	return string(raw)
+}
