@@ -1,0 +1,132 @@
+package replica
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/slimfaas/slimfaas/edge/internal/load"
+)
+
+const (
+	// compareAll is up to how many replicas all are compared; of more, two at random.
+	compareAll = 8
+	// suspectFor is how long a replica whose dial failed is passed over while there are others.
+	suspectFor = time.Second
+)
+
+// Lease is one counted call on one replica. End it exactly when the call is over, body included.
+type Lease struct {
+	*Replica
+	Function *Function
+	call     load.Call
+}
+
+// Choose counts a call on the least loaded usable replica. skip (may be nil) passes over replicas already tried. False:
+// none may be used now.
+func (f *Function) Choose(kind load.Kind, skip func(*Replica) bool) (*Lease, bool) {
+	// A replica that closes between the look and the count is undone and the choice repeated; each repeat needs a change
+	// of the table or a pace reached meanwhile, so a few are plenty.
+	for range 4 {
+		r := f.least(skip)
+		if r == nil {
+			return nil, false
+		}
+		if lease, ok := f.begin(r, kind, true); ok {
+			return lease, true
+		}
+	}
+	return nil, false
+}
+
+// Reserve counts a call on the named replica, whatever its load and pace. False: it may not be used now.
+func (f *Function) Reserve(name string, kind load.Kind) (*Lease, bool) {
+	for _, r := range f.Replicas() {
+		if r.Name == name && r.Usable() {
+			return f.begin(r, kind, false)
+		}
+	}
+	return nil, false
+}
+
+// begin counts first and looks afterwards: a draining replica reported with zero open gets no call after the report.
+func (f *Function) begin(r *Replica, kind load.Kind, paced bool) (*Lease, bool) {
+	call, open := f.load.Begin(&r.slot.load, kind)
+	if !r.slot.usable() || paced && r.slot.paced.Load() && open > f.pace() {
+		call.End()
+		return nil, false
+	}
+	return &Lease{Replica: r, Function: f, call: call}, true
+}
+
+func (f *Function) pace() int64 { return int64(max(1, f.Spec().NumberParallelRequestPerPod)) }
+
+// least is the usable replica with the fewest open calls; ties go round.
+func (f *Function) least(skip func(*Replica) bool) *Replica {
+	all := f.Replicas()
+	if len(all) == 0 {
+		return nil
+	}
+	turn := int(f.turn.Add(1))
+	if len(all) > compareAll {
+		a, b := all[rand.IntN(len(all))], all[rand.IntN(len(all))]
+		if best := f.better(f.better(nil, a, skip), b, skip); best != nil {
+			return best
+		}
+		// Both closed or tried: look at everything.
+	}
+	var best *Replica
+	for i := range all {
+		best = f.better(best, all[(turn+i)%len(all)], skip)
+	}
+	return best
+}
+
+// better is r where it may be used and beats best, else best.
+func (f *Function) better(best, r *Replica, skip func(*Replica) bool) *Replica {
+	if !r.Usable() || skip != nil && skip(r) {
+		return best
+	}
+	if r.slot.paced.Load() && r.slot.load.Open() >= f.pace() {
+		return best
+	}
+	if best == nil {
+		return r
+	}
+	if a, b := r.suspected(), best.suspected(); a != b {
+		if b {
+			return r
+		}
+		return best
+	}
+	if r.slot.load.Open() < best.slot.load.Open() {
+		return r
+	}
+	return best
+}
+
+func (r *Replica) suspected() bool {
+	until := r.slot.suspect.Load()
+	return until != 0 && time.Now().UnixNano() < until
+}
+
+// Answered says that response headers came: after PacedAnswers of them a just-woken replica is a replica like any other.
+func (l *Lease) Answered() {
+	s := l.slot
+	if s.paced.Load() && s.answers.Add(1) >= PacedAnswers && s.paced.Swap(false) {
+		l.Function.set.woken(l.Function)
+	}
+}
+
+// Unreachable says that the dial failed: others are preferred for a second.
+func (l *Lease) Unreachable() { l.slot.suspect.Store(time.Now().Add(suspectFor).UnixNano()) }
+
+// Stream marks the call as an open stream: response headers went out, or the connection was upgraded.
+func (l *Lease) Stream() { l.call.Stream() }
+
+// End takes the call off the counts. Only the first End counts.
+func (l *Lease) End() {
+	l.call.End()
+	if l.slot.paced.Load() {
+		l.Function.set.woken(l.Function)
+	}
+}

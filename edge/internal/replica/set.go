@@ -1,0 +1,138 @@
+// Package replica knows, per function, which replicas a call may use now, chooses one and counts the call on it. It is
+// built from table records and sightings; choosing takes no lock.
+package replica
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/slimfaas/slimfaas/edge/internal/load"
+	"github.com/slimfaas/slimfaas/shared/function"
+	"github.com/slimfaas/slimfaas/shared/wire"
+)
+
+// Set is every function of the table, as this edge may call it. Safe for concurrent use.
+type Set struct {
+	loads *load.Tracker
+	// Woken is called, outside locks, when a replica may have become usable or a paced call ended: parked requests look
+	// again. Set it before the first Apply.
+	Woken func(*Function)
+
+	functions atomic.Pointer[map[string]*Function] // copied on change; functions come and go rarely
+
+	mu      sync.Mutex         // guards writers of functions and the fields below
+	trusted map[netip.Addr]int // addresses of replicas of Trusted functions, with how many have it
+}
+
+// NewSet returns an empty set that counts on loads.
+func NewSet(loads *load.Tracker) *Set {
+	s := &Set{loads: loads, trusted: map[netip.Addr]int{}}
+	s.functions.Store(&map[string]*Function{})
+	return s
+}
+
+// Get finds a function by its exact name.
+func (s *Set) Get(name string) (*Function, bool) {
+	f, ok := (*s.functions.Load())[name]
+	return f, ok
+}
+
+// All lists the functions by name.
+func (s *Set) All() []*Function {
+	return slices.SortedFunc(maps.Values(*s.functions.Load()), func(a, b *Function) int { return cmp.Compare(a.name, b.name) })
+}
+
+// Apply takes over a record, in the order the table applied them. spec is its decoded specification, nil with a deletion.
+func (s *Set) Apply(rec *wire.FunctionRecord, spec *function.Specification) {
+	f := s.apply(rec, spec)
+	if f == nil {
+		return
+	}
+	if len(f.Draining()) > 0 {
+		f.load.Changed()
+	}
+	if s.Woken != nil {
+		s.Woken(f)
+	}
+}
+
+func (s *Set) apply(rec *wire.FunctionRecord, spec *function.Specification) *Function {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := *s.functions.Load()
+	f := old[rec.GetName()]
+	if rec.GetDeleted() || spec == nil {
+		if f == nil {
+			return nil
+		}
+		s.trust(f, -1)
+		f.apply(&wire.FunctionRecord{Name: rec.GetName(), Version: rec.GetVersion(), Deleted: true}, f.Spec())
+		next := maps.Clone(old)
+		delete(next, rec.GetName())
+		s.functions.Store(&next)
+		s.loads.Forget(rec.GetName())
+		return f // its parked requests must hear that it is gone
+	}
+	if f == nil {
+		f = newFunction(rec.GetName(), s)
+		f.apply(rec, spec)
+		next := maps.Clone(old)
+		next[rec.GetName()] = f
+		s.functions.Store(&next)
+	} else {
+		s.trust(f, -1)
+		f.apply(rec, spec)
+	}
+	s.trust(f, +1)
+	return f
+}
+
+// trust adds n to the count of every address of a Trusted function's replicas. Holds mu.
+func (s *Set) trust(f *Function, n int) {
+	if f.Spec().DefaultTrust != function.Trusted {
+		return
+	}
+	for _, r := range f.Record().GetReplicas() {
+		addr, err := netip.ParseAddr(r.GetHost())
+		if err != nil {
+			continue // a host name is no peer address
+		}
+		addr = addr.Unmap().WithZone("")
+		if s.trusted[addr] += n; s.trusted[addr] <= 0 {
+			delete(s.trusted, addr)
+		}
+	}
+}
+
+// TrustedAddr says whether addr is exactly the address of a replica of a Trusted function.
+func (s *Set) TrustedAddr(addr netip.Addr) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.trusted[addr.Unmap().WithZone("")] > 0
+}
+
+// Sight adds a replica that a scaler saw before the table did. It is used until a record with that replica or of a higher
+// epoch comes, at most wire.SightingKept. A sighting of an unknown function is ignored: access rules are in the record.
+func (s *Set) Sight(m *wire.Sighting) {
+	f, ok := s.Get(m.GetFunction())
+	if !ok || m.GetReplica().GetHost() == "" || len(m.GetReplica().GetPorts()) == 0 {
+		return
+	}
+	s.mu.Lock()
+	f.sight(m.GetReplica(), time.Now().Add(wire.SightingKept))
+	s.mu.Unlock()
+	if s.Woken != nil {
+		s.Woken(f)
+	}
+}
+
+func (s *Set) woken(f *Function) {
+	if s.Woken != nil {
+		s.Woken(f)
+	}
+}
