@@ -21,7 +21,8 @@ type Result struct {
 	Code     Code
 	Detail   string
 	Index    uint64 // id of the session, token of the lock, fence of the grant; 0 otherwise
-	Repeated bool   // accept: the id was known
+	Repeated bool   // accept: the id was known; awaiting: it was so already; open session, acquire lock: already had
+	More     bool   // forget: its limit ended it, propose another
 }
 
 // Bucket names a part of the store.
@@ -29,7 +30,7 @@ type Bucket uint8
 
 // Buckets of the store. Keys are big endian so that they sort.
 const (
-	BucketMeta     Bucket = iota // "now", "installation", counters
+	BucketMeta     Bucket = iota // "state": clock and counters; "installation"
 	BucketCall                   // sequence → call record without payload
 	BucketPayload                // sequence → payload bytes
 	BucketFunction               // function → conservation counters
@@ -37,6 +38,8 @@ const (
 	BucketLock                   // lock → lock record
 	BucketActivity               // function → unix ms
 	BucketOverride               // function → override record
+
+	Buckets = int(BucketOverride) + 1 // how many there are
 )
 
 // Op is one store operation: Value nil deletes the key. All operations of an entry are executed in one transaction together
@@ -81,8 +84,67 @@ type Call struct {
 	Size           uint32 // of the payload
 }
 
-// Change tells the shell around the state machine that a call moved; the dispatcher of a leader keeps its lanes by it.
+// Topic says what a Change is about.
+type Topic uint8
+
+// Values of Topic. The zero value is the frequent one.
+const (
+	TopicCall Topic = iota
+	TopicSession
+	TopicLock
+	TopicOverride
+	TopicInstallation
+)
+
+// Change tells the shell around the state machine that something moved; the dispatcher of a leader keeps its lanes by it.
+// Forgetting and activity make no change.
 type Change struct {
-	Call Call // after the change
-	From State // 0: new
+	Topic Topic
+	Call  Call  // with TopicCall: after the change
+	From  State // with TopicCall: before it; 0: new
+
+	Session  *Session  // with TopicSession: after the change
+	Lock     *Lock     // with TopicLock: after the change; Session 0: free
+	Override *Override // with TopicOverride: after the change; Replicas < 0: ended
+}
+
+// Session of an edge or a scaler. Live until it ended; a closed one is dropped at once, an expired one is kept as Vanished.
+type Session struct {
+	ID          uint64 // index of the entry that opened it, or the next free number if that entry gave out several
+	Name        string
+	Incarnation string
+	Kind        uint8 // wire.SessionKind
+	Address     string
+	Vanished    bool
+	Ended       bool  // in a Change only: closed, expired or replaced by another incarnation
+	EndedUnixMs int64 // with Vanished
+}
+
+// Lock that a live session has.
+type Lock struct {
+	Name    string
+	Session uint64 // 0: free (in a Change only)
+	Token   uint64 // grows with every holder of any lock; the index of the entry that gave it, or the next free number
+}
+
+// Override of a function's replicas by an operator.
+type Override struct {
+	Function    string
+	Replicas    int32
+	UntilUnixMs int64
+}
+
+// Counters of one function. Conservation: Accepted + Redriven = Succeeded + Dead + Cancelled + Queued + Running + Awaiting +
+// Waiting, where the first five only ever grow (forgetting changes none).
+type Counters struct {
+	Accepted, Redriven, Succeeded, Dead, Cancelled uint64
+	Queued, Running, Awaiting, Waiting             uint64
+}
+
+// Unfinished calls of the function.
+func (c Counters) Unfinished() uint64 { return c.Queued + c.Running + c.Awaiting + c.Waiting }
+
+// Conserved says whether the law holds.
+func (c Counters) Conserved() bool {
+	return c.Accepted+c.Redriven == c.Succeeded+c.Dead+c.Cancelled+c.Unfinished()
 }

@@ -1,0 +1,200 @@
+package fsm
+
+import (
+	"strings"
+	"unicode/utf8"
+
+	"github.com/slimfaas/slimfaas/queue/internal/command"
+)
+
+// maxErrorText is how much of a try's error is remembered, in bytes.
+const maxErrorText = 500
+
+func (a *application) accept(c command.Accept) Result {
+	if _, known := a.calls[c.ID]; known {
+		return Result{Repeated: true}
+	}
+	if c.Function == "" {
+		return Result{Code: Invalid, Detail: "function is empty"}
+	}
+	a.Machine.seq++
+	added := &call{
+		id:       c.ID,
+		seq:      a.seq,
+		function: a.intern(c.Function),
+		enqueued: a.now,
+		size:     uint32(len(c.Payload)),
+	}
+	a.calls[c.ID] = added
+	a.unfinished.push(added)
+	added.function.counters.Accepted++
+	payload := c.Payload
+	if payload == nil {
+		payload = []byte{} // nil would delete
+	}
+	a.put(BucketPayload, numberKey(added.seq), payload)
+	a.move(added, Queued)
+	return Result{}
+}
+
+func (a *application) grant(c command.Grant) Result {
+	granted, ok := a.calls[c.ID]
+	if !ok {
+		return Result{Code: NotFound, Detail: "no such call"}
+	}
+	if granted.state != Queued && granted.state != Waiting {
+		return Result{Code: Conflict, Detail: "call is neither queued nor waiting"}
+	}
+	if s, ok := a.sessions[c.Session]; !ok || s.Vanished {
+		return Result{Code: Stale, Detail: "session is not live"}
+	}
+	granted.try = &try{
+		session: c.Session, fence: a.index, replica: c.Replica, from: granted.state, started: granted.started,
+	}
+	granted.tries++
+	granted.maxTries = c.MaxTries
+	granted.started = a.now
+	a.move(granted, Running)
+	return Result{Index: a.index}
+}
+
+func (a *application) finish(c command.Finish) Result {
+	tried, ok := a.calls[c.ID]
+	if !ok {
+		return Result{Code: NotFound, Detail: "no such call"}
+	}
+	if tried.try == nil || tried.try.fence != c.Fence {
+		return Result{Code: Stale, Detail: "the call has moved on"}
+	}
+	switch c.Outcome {
+	case command.OutcomeReleased:
+		if tried.state != Running {
+			return Result{Code: Conflict, Detail: "a call that awaits its callback was sent"}
+		}
+		tried.tries--
+		tried.started = tried.try.started
+		from := tried.try.from
+		tried.try = nil
+		a.move(tried, from)
+		return Result{}
+	case command.OutcomeAwaiting:
+		if tried.state == Awaiting {
+			return Result{Repeated: true}
+		}
+	case command.OutcomeSucceeded, command.OutcomeRetry, command.OutcomeDead:
+	default:
+		return Result{Code: Invalid, Detail: "unknown outcome"}
+	}
+
+	tried.lastStatus = c.Status
+	tried.lastError = clip(c.Error)
+	switch c.Outcome {
+	case command.OutcomeAwaiting:
+		tried.try.session = 0
+		a.move(tried, Awaiting)
+	case command.OutcomeRetry:
+		tried.try = nil
+		tried.nextTry = c.NextTryUnixMs
+		a.move(tried, Waiting)
+	case command.OutcomeSucceeded:
+		a.end(tried, Succeeded)
+	case command.OutcomeDead:
+		a.end(tried, Dead)
+	}
+	return Result{}
+}
+
+func (a *application) cancel(c command.Cancel) Result {
+	cancelled, ok := a.calls[c.ID]
+	if !ok {
+		return Result{Code: NotFound, Detail: "no such call"}
+	}
+	if cancelled.state != Queued && cancelled.state != Waiting {
+		return Result{Code: Conflict, Detail: "call runs or has ended"}
+	}
+	a.end(cancelled, Cancelled)
+	return Result{}
+}
+
+// end finishes a call for good. The payload of a dead one is kept: it is a dead letter until it is forgotten.
+func (a *application) end(c *call, state State) {
+	c.try = nil
+	c.nextTry = 0
+	c.finished = a.now
+	a.Machine.ended++
+	c.ended = a.ended
+	a.unfinished.remove(c)
+	if state == Dead {
+		a.dead.push(c)
+	} else {
+		a.finished.push(c)
+		a.remove(BucketPayload, numberKey(c.seq))
+	}
+	a.move(c, state)
+}
+
+// move changes the state of a call, and everything that counts states.
+func (a *application) move(c *call, state State) {
+	from := c.state
+	c.state = state
+	c.function.counters.count(from, state)
+	a.touch(c)
+	a.changes = append(a.changes, Change{Call: c.export(), From: from})
+}
+
+// count moves one call; from 0 is a new one.
+func (n *Counters) count(from, to State) {
+	switch from {
+	case Queued:
+		n.Queued--
+	case Running:
+		n.Running--
+	case Awaiting:
+		n.Awaiting--
+	case Waiting:
+		n.Waiting--
+	}
+	switch to {
+	case Queued:
+		n.Queued++
+	case Running:
+		n.Running++
+	case Awaiting:
+		n.Awaiting++
+	case Waiting:
+		n.Waiting++
+	case Succeeded:
+		n.Succeeded++
+	case Dead:
+		n.Dead++
+	case Cancelled:
+		n.Cancelled++
+	}
+}
+
+func (c *call) export() Call {
+	e := Call{
+		ID: c.id, Seq: c.seq, Function: c.function.name, State: c.state, Tries: c.tries, MaxTries: c.maxTries,
+		EnqueuedUnixMs: c.enqueued, StartedUnixMs: c.started, FinishedUnixMs: c.finished,
+		LastStatus: c.lastStatus, LastError: c.lastError, Size: c.size,
+	}
+	if c.state == Waiting {
+		e.NextTryUnixMs = c.nextTry
+	}
+	if c.try != nil {
+		e.Session, e.Fence, e.Replica = c.try.session, c.try.fence, c.try.replica
+	}
+	return e
+}
+
+// clip cuts at a rune's edge and copies, so that no entry is kept in memory by a few of its bytes.
+func clip(text string) string {
+	if len(text) > maxErrorText {
+		end := maxErrorText
+		for end > 0 && !utf8.RuneStart(text[end]) {
+			end--
+		}
+		text = text[:end]
+	}
+	return strings.Clone(text)
+}

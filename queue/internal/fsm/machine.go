@@ -1,0 +1,217 @@
+package fsm
+
+import (
+	"encoding/binary"
+	"slices"
+
+	"github.com/slimfaas/slimfaas/queue/internal/command"
+)
+
+// Machine is the state: an index of calls without payloads, sessions, locks, history, overrides. Not safe for concurrent
+// use; its owner locks. Two machines that applied the same entries are equal, and gave the same store operations.
+type Machine struct {
+	applied      uint64
+	now          int64  // highest proposer's clock seen, UTC milliseconds
+	seq          uint64 // last place given to an accepted call
+	ended        uint64 // last place given to a finished call: forgetting goes in this order
+	issued       uint64 // last session id or lock token
+	installation string
+
+	calls     map[command.ID]*call
+	functions map[string]*function
+	// Each call is in exactly one list. unfinished is in order of acceptance, the others in order of finishing.
+	unfinished, finished, dead list
+
+	sessions  map[uint64]*Session // live and vanished
+	names     map[string]uint64   // name → its one session
+	locks     map[string]Lock
+	activity  map[string]int64
+	overrides map[string]Override
+}
+
+// function is the one copy of a function's name, and its counters.
+type function struct {
+	name     string
+	counters Counters
+	touched  bool
+}
+
+// call is the index entry of one call. A million of these must fit in memory: what only a running call needs is in try.
+type call struct {
+	previous, next *call // in its list
+
+	function   *function
+	try        *try
+	lastError  string
+	seq        uint64
+	ended      uint64 // place in the order of finishing; 0: unfinished
+	enqueued   int64
+	started    int64
+	nextTry    int64
+	finished   int64
+	id         command.ID
+	tries      uint32
+	maxTries   uint32
+	lastStatus uint32
+	size       uint32
+	state      State
+	touched    bool
+	dropped    bool
+}
+
+// try is a grant under way, and what a release restores.
+type try struct {
+	session uint64 // 0: awaiting
+	fence   uint64
+	replica string
+	from    State
+	started int64 // of the try before
+}
+
+// New is the state before the first entry.
+func New() *Machine {
+	return &Machine{
+		calls:     make(map[command.ID]*call),
+		functions: make(map[string]*function),
+		sessions:  make(map[uint64]*Session),
+		names:     make(map[string]uint64),
+		locks:     make(map[string]Lock),
+		activity:  make(map[string]int64),
+		overrides: make(map[string]Override),
+	}
+}
+
+// Apply carries out the commands of the entry with this index, in order: one result each, the changes for those who watch,
+// and the operations that bring the store to the new state. Indexes never fall. The operations share the payloads' memory.
+func (m *Machine) Apply(index uint64, b command.Batch) ([]Result, []Change, []Op) {
+	m.applied = max(m.applied, index)
+	m.now = max(m.now, b.NowUnixMs)
+	a := application{Machine: m, index: index, results: make([]Result, 0, len(b.Commands))}
+	for _, c := range b.Commands {
+		a.results = append(a.results, a.apply(c))
+	}
+	a.flush()
+	return a.results, a.changes, a.ops
+}
+
+// application of one entry: the machine and what comes out.
+type application struct {
+	*Machine
+	index            uint64
+	results          []Result
+	changes          []Change
+	ops              []Op
+	touched          []*call
+	touchedFunctions []*function
+}
+
+func (a *application) apply(c command.Command) Result {
+	switch c := c.(type) {
+	case command.Accept:
+		return a.accept(c)
+	case command.Grant:
+		return a.grant(c)
+	case command.Finish:
+		return a.finish(c)
+	case command.Cancel:
+		return a.cancel(c)
+	case command.OpenSession:
+		return a.openSession(c)
+	case command.EndSession:
+		return a.endSession(c)
+	case command.AcquireLock:
+		return a.acquireLock(c)
+	case command.ReleaseLock:
+		return a.releaseLock(c)
+	case command.RecordActivity:
+		return a.recordActivity(c)
+	case command.SetOverride:
+		return a.setOverride(c)
+	case command.Forget:
+		return a.forget(c)
+	case command.SetInstallation:
+		return a.setInstallation(c)
+	default:
+		return Result{Code: Invalid, Detail: "unknown command"}
+	}
+}
+
+// flush writes each touched record once, in the order of first touch.
+func (a *application) flush() {
+	for _, c := range a.touched {
+		c.touched = false
+		if !c.dropped {
+			a.put(BucketCall, numberKey(c.seq), encodeCall(c))
+		}
+	}
+	for _, f := range a.touchedFunctions {
+		f.touched = false
+		a.put(BucketFunction, []byte(f.name), encodeCounters(f.counters))
+	}
+	a.put(BucketMeta, keyState, a.encodeState())
+}
+
+func (a *application) put(b Bucket, key, value []byte) {
+	a.ops = append(a.ops, Op{Bucket: b, Key: key, Value: value})
+}
+
+func (a *application) remove(b Bucket, key []byte) {
+	a.ops = append(a.ops, Op{Bucket: b, Key: key})
+}
+
+func (a *application) touch(c *call) {
+	if !c.touched {
+		c.touched = true
+		a.touched = append(a.touched, c)
+	}
+	if !c.function.touched {
+		c.function.touched = true
+		a.touchedFunctions = append(a.touchedFunctions, c.function)
+	}
+}
+
+// issue gives a number for a session or a lock: the index of the entry, or the next free one if the entry gave it already.
+func (a *application) issue() uint64 {
+	a.Machine.issued = max(a.index, a.Machine.issued+1)
+	return a.Machine.issued
+}
+
+func (a *application) setInstallation(c command.SetInstallation) Result {
+	switch a.installation {
+	case "":
+		if c.ID == "" {
+			return Result{Code: Invalid, Detail: "installation id is empty"}
+		}
+		a.Machine.installation = c.ID
+		a.put(BucketMeta, keyInstallation, []byte(c.ID))
+		a.changes = append(a.changes, Change{Topic: TopicInstallation})
+		return Result{}
+	case c.ID:
+		return Result{Repeated: true}
+	default:
+		return Result{Code: Conflict, Detail: "installation is " + a.installation}
+	}
+}
+
+func (m *Machine) intern(name string) *function {
+	f, ok := m.functions[name]
+	if !ok {
+		f = &function{name: name}
+		m.functions[name] = f
+	}
+	return f
+}
+
+func numberKey(n uint64) []byte {
+	return binary.BigEndian.AppendUint64(make([]byte, 0, 8), n)
+}
+
+// sortedKeys because map order must reach nothing that leaves the machine.
+func sortedKeys[K interface{ ~string | ~uint64 }, V any](m map[K]V) []K {
+	keys := make([]K, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
