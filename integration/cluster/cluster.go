@@ -34,7 +34,8 @@ type Options struct {
 	NoRestart bool
 	Env       []string // for bin/local; EDGE_*, QUEUE_*, SCALER_* reach the programs
 	State     string   // "": a directory of the test, removed with it
-	Manifests []string // further -f files
+	Before    []string // -f files in front of ours: ours is then the overlay that wins
+	Extra     string   // more top-level YAML sections of the manifest
 }
 
 // Cluster is one running local stack.
@@ -114,7 +115,8 @@ processPorts:
   from: %d
   to: %d
 functions:
-%s`, opts.Queues, opts.Edges, opts.Scalers, c.port, from, from+199, opts.Functions)
+%s
+%s`, opts.Queues, opts.Edges, opts.Scalers, c.port, from, from+199, opts.Functions, opts.Extra)
 	if err := os.WriteFile(c.manifest, []byte(text), 0o600); err != nil {
 		t.Fatalf("writing the manifest: %v", err)
 	}
@@ -131,8 +133,8 @@ functions:
 // Run starts bin/local on the prepared state directory and waits for ready.
 func (c *Cluster) Run() {
 	c.t.Helper()
-	args := []string{"-f", c.manifest}
-	for _, f := range c.opts.Manifests {
+	var args []string
+	for _, f := range append(slices.Clone(c.opts.Before), c.manifest) {
 		args = append(args, "-f", f)
 	}
 	args = append(args, "--state", c.State)
