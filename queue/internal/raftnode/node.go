@@ -1,0 +1,274 @@
+// Package raftnode runs the state machine of a queue node under hashicorp/raft: log, snapshots, leadership, one batcher for
+// the commands of everybody, linearizable reads. The only package that imports hashicorp/raft.
+package raftnode
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+
+	"github.com/slimfaas/slimfaas/queue/internal/fsm"
+	"github.com/slimfaas/slimfaas/queue/internal/store"
+)
+
+// House values, in tests too.
+const (
+	// raftTimeout is heartbeat, election and lease: a dead leader is replaced in about a second.
+	raftTimeout = 500 * time.Millisecond
+	// ioTimeout of one RPC between nodes.
+	ioTimeout = 5 * time.Second
+	// maxAppendEntries bounds one append message to 16 entries of 512 KiB; the library has no limit in bytes.
+	maxAppendEntries = 16
+	// logCacheEntries in memory, of at most 512 KiB each (rarely more).
+	logCacheEntries = 32
+	// keptSnapshots on disk: the newest, and the one before for the case that it is damaged.
+	keptSnapshots = 2
+	// connectionsPerPeer kept open.
+	connectionsPerPeer = 3
+	// stopTimeout bounds each step of Stop whatever its context says.
+	stopTimeout = 5 * time.Second
+)
+
+// Member of the fixed configuration; the same list on every node.
+type Member struct {
+	Name        string
+	RaftAddress string // host:port others dial; resolved at each dial
+	Voter       bool   // all are, today
+}
+
+// Config of a node.
+type Config struct {
+	Name    string
+	Members []Member
+	// ListenAddress for the other nodes, host:port. Ignored with Listener.
+	ListenAddress string
+	// Listener takes the place of ListenAddress; the node closes it. Nil: listen.
+	Listener net.Listener
+	// Dir holds log, snapshots and state; made if absent, one process at a time.
+	Dir string
+	Log *slog.Logger
+	// Clock stamps proposals; nil: time.Now.
+	Clock func() time.Time
+
+	// SnapshotBytes of log after which a snapshot is made; 0: 256 MiB. Never before the log has grown as large as the last snapshot.
+	SnapshotBytes int64
+	// SnapshotEntries of log after which a snapshot is made however small they are; 0: 32,768.
+	SnapshotEntries int
+	// TrailingBytes of log kept behind a snapshot, so that a node that was away a moment needs none; 0: 64 MiB.
+	TrailingBytes int64
+}
+
+// Node is one member. Its methods may be called from any goroutine until Stop has returned.
+type Node struct {
+	config    Config
+	log       *slog.Logger
+	raft      *raft.Raft
+	transport *raft.NetworkTransport
+	logStore  *raftboltdb.BoltStore
+	store     *store.Store
+	applier   *applier
+	batcher   *batcher
+	office    *office
+
+	done     chan error // buffered: one failure
+	failOnce sync.Once
+	// life ends first thing in Stop; background is what Stop waits for.
+	life       context.Context
+	endLife    context.CancelFunc
+	background sync.WaitGroup
+	stopOnce   sync.Once
+	stopErr    error
+}
+
+// Open starts the node: newest snapshot, then the log as far as the cluster has committed it. A directory without state
+// bootstraps the fixed configuration; one that lost its log is refused.
+func Open(config Config) (_ *Node, err error) {
+	config, err = config.complete()
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{config: config, log: config.Log, done: make(chan error, 1)}
+	// Not a child of any caller's context: the node's life ends with Stop, which has work to do in it.
+	n.life, n.endLife = context.WithCancel(context.Background())
+	var opened []func() error
+	defer func() {
+		if err == nil {
+			return
+		}
+		n.endLife()
+		for i := len(opened) - 1; i >= 0; i-- {
+			err = errors.Join(err, opened[i]())
+		}
+	}()
+
+	if err := os.MkdirAll(config.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the data directory: %w", err)
+	}
+	n.logStore, err = raftboltdb.New(raftboltdb.Options{Path: filepath.Join(config.Dir, "raft.db"), BoltOptions: store.LogOptions()})
+	if err != nil {
+		return nil, fmt.Errorf("opening the raft log (is another process using %s?): %w", config.Dir, err)
+	}
+	opened = append(opened, n.logStore.Close)
+	if n.store, err = store.Open(filepath.Join(config.Dir, "state")); err != nil {
+		return nil, fmt.Errorf("opening the store: %w", err)
+	}
+	opened = append(opened, n.store.Close)
+	n.applier = newApplier(n.store, config.Log, n.fail)
+
+	logger := hclogger(config.Log)
+	snapshots, err := raft.NewFileSnapshotStoreWithLogger(config.Dir, keptSnapshots, logger)
+	if err != nil {
+		return nil, fmt.Errorf("opening the snapshots: %w", err)
+	}
+	stream, err := newStream(config)
+	if err != nil {
+		return nil, err
+	}
+	n.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		ServerAddressProvider: addresses(config.Members),
+		Logger:                logger,
+		Stream:                stream,
+		MaxPool:               connectionsPerPeer,
+		Timeout:               ioTimeout,
+	})
+	opened = append(opened, n.transport.Close)
+
+	notify := make(chan bool, 16)
+	rc := raft.DefaultConfig()
+	rc.LocalID = raft.ServerID(config.Name)
+	rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = raftTimeout, raftTimeout, raftTimeout
+	rc.MaxAppendEntries = maxAppendEntries
+	rc.SnapshotThreshold = math.MaxUint64 // the keeper decides, by bytes
+	rc.TrailingLogs = uint64(ringSize)
+	rc.NotifyCh = notify
+	rc.Logger = logger
+	rc.NoLegacyTelemetry = true
+
+	if err := n.bootstrap(rc, snapshots); err != nil {
+		return nil, err
+	}
+	cache, err := raft.NewLogCache(logCacheEntries, n.logStore)
+	if err != nil {
+		return nil, fmt.Errorf("making the log cache: %w", err)
+	}
+	n.raft, err = raft.NewRaft(rc, n.applier, cache, n.logStore, snapshots, n.transport)
+	if err != nil {
+		return nil, fmt.Errorf("starting raft: %w", err)
+	}
+	n.batcher = newBatcher(n)
+	n.office = newOffice(n)
+	n.background.Go(func() { n.office.watch(notify) })
+	n.background.Go(n.keepSnapshots)
+	for range batchesInFlight {
+		n.background.Go(n.batcher.work)
+	}
+	return n, nil
+}
+
+func (c Config) complete() (Config, error) {
+	if c.Log == nil {
+		return c, errors.New("no logger given")
+	}
+	if c.Clock == nil {
+		c.Clock = time.Now
+	}
+	if c.SnapshotBytes == 0 {
+		c.SnapshotBytes = 256 << 20
+	}
+	if c.SnapshotEntries == 0 {
+		c.SnapshotEntries = 32 << 10
+	}
+	if c.TrailingBytes == 0 {
+		c.TrailingBytes = 64 << 20
+	}
+	if _, ok := c.member(c.Name); !ok {
+		return c, fmt.Errorf("node %q is not among its members", c.Name)
+	}
+	return c, nil
+}
+
+func (c Config) member(name string) (Member, bool) {
+	for _, m := range c.Members {
+		if m.Name == name {
+			return m, true
+		}
+	}
+	return Member{}, false
+}
+
+// Done gives the error of a node that cannot go on: an entry it cannot read, a panic in apply, a store that does not write.
+// The program must stop; nothing more is applied.
+func (n *Node) Done() <-chan error { return n.done }
+
+func (n *Node) fail(err error) {
+	n.failOnce.Do(func() {
+		n.log.Error("queue node cannot go on", "err", err)
+		n.done <- err
+	})
+}
+
+// Transfer hands leadership to another member, if this node has it. Nil when it does not lead any more.
+func (n *Node) Transfer(ctx context.Context) error {
+	if len(n.config.Members) == 1 || n.raft.State() != raft.Leader {
+		return nil
+	}
+	answer := make(chan error, 1)
+	n.background.Go(func() { answer <- n.raft.LeadershipTransfer().Error() })
+	select {
+	case err := <-answer:
+		if err != nil && n.raft.State() == raft.Leader {
+			return fmt.Errorf("handing over leadership: %w", err)
+		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("handing over leadership: %w", ctx.Err())
+	}
+}
+
+// Stop refuses new proposals, waits for those under way, hands leadership over, ends what OnLeading started and closes the
+// files. ctx bounds the waiting, not the closing. A second call returns what the first did.
+func (n *Node) Stop(ctx context.Context) error {
+	n.stopOnce.Do(func() { n.stopErr = n.stop(ctx) })
+	return n.stopErr
+}
+
+func (n *Node) stop(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
+	defer cancel()
+	n.batcher.close(ctx)
+	transferErr := n.Transfer(ctx)
+	if transferErr != nil {
+		n.log.Warn("stopping without a hand-over", "err", transferErr)
+	}
+	n.office.end()
+	n.endLife()
+	err := n.raft.Shutdown().Error()
+	n.batcher.abandon()
+	n.background.Wait()
+	return errors.Join(err, n.transport.Close(), n.store.Close(), n.logStore.Close())
+}
+
+// View runs a function on the state, which does not move meanwhile. It must be short and keep nothing of the machine.
+func (n *Node) View(read func(*fsm.Machine)) { n.applier.view(read) }
+
+// Payload of the call at this place. store.ErrNotFound when it is gone.
+func (n *Node) Payload(seq uint64) ([]byte, error) { return n.applier.payload(seq) }
+
+// OnChange adds a function that is called after every applied entry, in order, with the entry's index and what it changed.
+// State and payloads are readable by then. It runs in the apply goroutine: it must not block or propose. Nil changes at an
+// index mean that the whole state was replaced by a snapshot.
+func (n *Node) OnChange(f func(index uint64, changes []fsm.Change)) { n.applier.onChange(f) }
+
+// OnLeading adds a function that is called in its own goroutine each time this node takes office: it leads, and has applied
+// everything committed before. Its context ends with the leadership. The next term, and Stop, wait until it has returned.
+func (n *Node) OnLeading(f func(ctx context.Context)) { n.office.add(f) }
