@@ -2,6 +2,8 @@
 // templates, container labels, local manifests. Pure: values in, values out.
 package function
 
+import "time"
+
 // Specification is what a function asks of SlimFaas: every annotation of contract §2 with its default applied. It travels
 // as JSON in table records, so a field keeps its name for ever and its zero value must be harmless to an older reader.
 type Specification struct {
@@ -82,6 +84,8 @@ type RetryConfiguration struct {
 type Schedule struct {
 	TimeZoneID string
 	Default    ScheduleRules
+
+	zone *time.Location // of TimeZoneID, loaded once; nil: load when asked
 }
 
 // ScheduleRules of one zone.

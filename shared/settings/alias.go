@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/slimfaas/slimfaas/shared/typo"
 )
 
 // alias finds the value of an original name, and the spelling it was given under, with its value in our notation: lists of
@@ -89,7 +91,7 @@ func (e environment) unused(prefix string, groups []group, used map[string]bool)
 		case slices.Contains(own, name) || used[key] || used[withoutIndex(key)]:
 		case prefix != "" && strings.HasPrefix(name, prefix) && !serviceLink(name):
 			warning := fmt.Sprintf("%s is not a setting of this program", name)
-			if near := Nearest(name, own); near != "" {
+			if near := typo.Nearest(name, own); near != "" {
 				warning += fmt.Sprintf("; did you mean %s?", near)
 			}
 			warnings = append(warnings, warning)
@@ -117,37 +119,4 @@ func withoutIndex(key string) string {
 func serviceLink(name string) bool {
 	return strings.Contains(name, "_SERVICE_HOST") || strings.Contains(name, "_SERVICE_PORT") ||
 		strings.HasSuffix(name, "_PORT") || strings.Contains(name, "_TCP") || strings.Contains(name, "_UDP")
-}
-
-// Nearest returns the word that was probably meant: the one at the smallest edit distance, without case, if that is at most
-// a third of the name's length; "" when none is near.
-func Nearest(name string, words []string) string {
-	best, limit := "", len(name)/3
-	for _, word := range words {
-		if d := distance(strings.ToLower(name), strings.ToLower(word)); d <= limit {
-			best, limit = word, d-1
-		}
-	}
-	return best
-}
-
-// distance is Levenshtein's, over bytes.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
