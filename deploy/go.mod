@@ -7,11 +7,11 @@ toolchain go1.26.11
 require github.com/slimfaas/slimfaas/shared v0.0.0
 
 require (
-	github.com/nats-io/nkeys v0.4.17 // indirect
-	go.yaml.in/yaml/v3 v3.0.6 // indirect
+	github.com/nats-io/nkeys v0.4.17
+	go.yaml.in/yaml/v3 v3.0.6
 	golang.org/x/crypto v0.57.0 // indirect
 	golang.org/x/sync v0.24.0 // indirect
-	golang.org/x/sys v0.48.0 // indirect
+	golang.org/x/sys v0.48.0
 )
 
 replace github.com/slimfaas/slimfaas/shared => ../shared
