@@ -86,6 +86,8 @@ func TestPathVisibility(t *testing.T) {
 		{&open, "half encoded dot segments", "/compute/.%2e/private", function.Private},
 		{&open, "dots after a doubled slash", "/admin/x//../../secret", function.Private},
 		{&open, "dots over a doubled slash by RFC 3986", "/admin/compute//../../secret", function.Private},
+		{&open, "dots after a doubled slash that counts once", "/compute//../private", function.Private},
+		{&open, "dots behind an encoded question mark", "/compute/../private%3F/../../compute", function.Private},
 		{&open, "leaves the private path by dots", "/private/../compute", function.Private},
 		{&open, "above the top", "/../../private", function.Private},
 		{&open, "backslash", `/compute\..\private`, function.Private},

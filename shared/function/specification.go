@@ -94,7 +94,7 @@ type ScheduleRules struct {
 	ScaleDownTimeout []ScaleDownTimeout `json:",omitempty"`
 }
 
-// ScaleDownTimeout: from Time ("HH:mm") on, the idle timeout is Value seconds.
+// ScaleDownTimeout says that from Time ("HH:mm") on, the idle timeout is Value seconds.
 type ScaleDownTimeout struct {
 	Time  string
 	Value int
