@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/slimfaas/slimfaas/edge/internal/route"
+	"github.com/slimfaas/slimfaas/shared/function"
 )
 
 // Limits of one request.
@@ -16,7 +17,6 @@ const (
 	MaxHeaderBytes = 16 << 10 // names and values
 	MaxPath        = 4 << 10  // bytes, as sent
 	MaxQuery       = 8 << 10
-	maxFunction    = 253
 )
 
 // Head is what the gate looks at.
@@ -53,7 +53,7 @@ func Check(h Head) (route.Route, Refusal) {
 	if r.Family == route.Unknown {
 		return r, NotFound()
 	}
-	if r.Family.OfFunction() && !plausible(r.Name) {
+	if r.Family.OfFunction() && !function.ValidName(r.Name) {
 		return r, NotFound()
 	}
 	for _, m := range r.Family.Methods() {
@@ -117,21 +117,4 @@ func upgrade(header map[string][]string) Refusal {
 		return Refusal{}
 	}
 	return bad("Upgrade is answered for websocket only; HTTP/2 is spoken by prior knowledge.")
-}
-
-// plausible is the shape of a function key; whether it exists is the table's to say.
-func plausible(name string) bool {
-	if len(name) == 0 || len(name) > maxFunction {
-		return false
-	}
-	for i := range len(name) {
-		c := name[i]
-		switch {
-		case c >= 'a' && c <= 'z', c >= '0' && c <= '9', c == '_':
-		case (c == '.' || c == '-') && i > 0 && i < len(name)-1:
-		default:
-			return false
-		}
-	}
-	return true
 }

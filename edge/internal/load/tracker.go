@@ -22,6 +22,7 @@ const (
 // Tracker holds the counters of every function this edge has seen in the table. Safe for concurrent use.
 type Tracker struct {
 	start  time.Time
+	whole  atomic.Bool   // the next report is a full one
 	signal chan struct{} // capacity 1: something crossed 0 ↔ n, or a drain moved
 
 	mu        sync.Mutex // guards functions; the hot path keeps *Function and never looks here
