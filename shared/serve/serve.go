@@ -1,0 +1,139 @@
+// Package serve runs an http.Server with the limits of the house: headers within 5 s and 16 KiB, idle connections for 60 s,
+// HTTP/1.1 and HTTP/2 by prior knowledge, and a drain that ends within a time the program chooses. There is no write timeout:
+// answers may stream for hours.
+package serve
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+)
+
+// House values.
+const (
+	// HeaderTimeout is how long a client may take to send its headers.
+	HeaderTimeout = 5 * time.Second
+	// IdleTimeout is how long a connection without a request stays open.
+	IdleTimeout = 60 * time.Second
+	// MaxHeaderBytes of a request, unless Options say otherwise.
+	MaxHeaderBytes = 16 << 10
+	// maxStreams is how many requests an HTTP/2 client may have open on one connection, unless Options say otherwise.
+	maxStreams = 250
+	// An HTTP/2 peer that is silent for pingAfter is asked whether it lives, and cut when it does not say so in pingTimeout
+	// or takes no byte for writeTimeout.
+	pingAfter    = 15 * time.Second
+	pingTimeout  = 5 * time.Second
+	writeTimeout = 10 * time.Second
+)
+
+// Options of a Server.
+type Options struct {
+	Name    string // of the listener, for logs and errors: public, admin, …
+	Handler http.Handler
+	Log     *slog.Logger
+	// MaxHeaderBytes of a request; 0: 16 KiB. HTTP/1 lets 4 KiB more pass, HTTP/2 counts 32 bytes more per header.
+	MaxHeaderBytes int
+	// MaxStreams is how many requests one HTTP/2 connection may have open; 0: 250.
+	MaxStreams int
+	// HTTP1Only leaves HTTP/2 out.
+	HTTP1Only bool
+	// ConnContext, when set, derives the context of each connection, as in http.Server.
+	ConnContext func(ctx context.Context, c net.Conn) context.Context
+}
+
+// Server is one listener and its http.Server: New, Listen, Run, once each and in this order.
+type Server struct {
+	options  Options
+	http     *http.Server
+	listener net.Listener
+	abort    context.CancelFunc
+}
+
+// New makes a server that does not listen yet.
+func New(o Options) *Server {
+	if o.MaxHeaderBytes == 0 {
+		o.MaxHeaderBytes = MaxHeaderBytes
+	}
+	if o.MaxStreams == 0 {
+		o.MaxStreams = maxStreams
+	}
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(!o.HTTP1Only)
+	// The root of all requests: it ends when the drain's time is up, so that no handler outlives Run by much.
+	root, abort := context.WithCancel(context.Background())
+	return &Server{options: o, abort: abort, http: &http.Server{
+		Handler:           o.Handler,
+		ReadHeaderTimeout: HeaderTimeout,
+		IdleTimeout:       IdleTimeout,
+		MaxHeaderBytes:    o.MaxHeaderBytes,
+		Protocols:         &protocols,
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: o.MaxStreams,
+			SendPingTimeout:      pingAfter,
+			PingTimeout:          pingTimeout,
+			WriteByteTimeout:     writeTimeout,
+		},
+		ErrorLog:    slog.NewLogLogger(o.Log.With("listener", o.Name).Handler(), slog.LevelDebug),
+		BaseContext: func(net.Listener) context.Context { return root },
+		ConnContext: o.ConnContext,
+	}}
+}
+
+// Listen opens the listener, so that a port that is taken is an error of the start and not of a goroutine. Connections wait in
+// the backlog until Run.
+func (s *Server) Listen(ctx context.Context, addr string) error {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	if err != nil {
+		return fmt.Errorf("listening for %s on %s: %w", s.options.Name, addr, err)
+	}
+	s.listener = l
+	return nil
+}
+
+// Addr is where the server listens (host:port with the real port), nil before Listen.
+func (s *Server) Addr() net.Addr {
+	if s.listener == nil {
+		return nil
+	}
+	return s.listener.Addr()
+}
+
+// Run serves until ctx ends, then closes the listener, lets open requests go on for at most drain, and cuts what is left. It
+// returns nil after a drain in time, an error that says so after a cut, and at once when serving fails. What comes before
+// closing the listener (readiness off, a wait for balancers) and hijacked connections are the program's to end.
+func (s *Server) Run(ctx context.Context, drain time.Duration) error {
+	defer s.abort()
+	if s.listener == nil {
+		return fmt.Errorf("serving %s: not listening", s.options.Name)
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.http.Serve(s.listener) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serving %s: %w", s.options.Name, err)
+	case <-ctx.Done():
+	}
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
+	defer cancel()
+	err := s.http.Shutdown(bounded)
+	if errors.Is(err, context.DeadlineExceeded) {
+		s.abort()
+		_ = s.http.Close()
+		err = fmt.Errorf("draining %s: requests were still open after %v and have been cut", s.options.Name, drain)
+	}
+	<-served
+	return err
+}
+
+// Close ends a server that will not be Run.
+func (s *Server) Close() {
+	s.abort()
+	if s.listener != nil {
+		_ = s.listener.Close()
+	}
+}
