@@ -5,8 +5,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/slimfaas/slimfaas/shared/typo"
 )
 
 // Annotations of a function. Names are case-sensitive.
@@ -73,7 +71,7 @@ func Warnings(name string, annotations map[string]string) []string {
 		case key == "SlimFaas/ExcludeDeploymentsFromVisibilityPrivate":
 			r.warn("%s was removed from SlimFaas and is ignored; put %s: Untrusted on the deployments it lists", key, AnnotationDefaultTrust)
 		default:
-			if near := typo.Nearest(key, functionKeys); near != "" {
+			if near := Nearest(key, functionKeys); near != "" {
 				r.warn("%s is not known and ignored; did you mean %s?", shorten(key), near)
 			} else {
 				r.warn("%s is not known and ignored", shorten(key))

@@ -10,8 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/slimfaas/slimfaas/shared/typo"
 )
 
 // maxItems bounds every list of an annotation.
@@ -81,7 +79,7 @@ func (s section) done() {
 		if s.asked[name] {
 			continue
 		}
-		if near := typo.Nearest(name, known); near != "" {
+		if near := Nearest(name, known); near != "" {
 			s.report.warn("%s.%s is not known and ignored; did you mean %s?", s.at, shorten(name), near)
 		} else {
 			s.report.warn("%s.%s is not known and ignored", s.at, shorten(name))

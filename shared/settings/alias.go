@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/slimfaas/slimfaas/shared/typo"
+	"github.com/slimfaas/slimfaas/shared/function"
 )
 
 // alias finds the value of an original name, and the spelling it was given under, with its value in our notation: lists of
@@ -91,7 +91,7 @@ func (e environment) unused(prefix string, groups []group, used map[string]bool)
 		case slices.Contains(own, name) || used[key] || used[withoutIndex(key)]:
 		case prefix != "" && strings.HasPrefix(name, prefix) && !serviceLink(name):
 			warning := fmt.Sprintf("%s is not a setting of this program", name)
-			if near := typo.Nearest(name, own); near != "" {
+			if near := function.Nearest(name, own); near != "" {
 				warning += fmt.Sprintf("; did you mean %s?", near)
 			}
 			warnings = append(warnings, warning)

@@ -1,10 +1,9 @@
-// Package typo finds the word that somebody probably meant. Pure.
-package typo
+package function
 
 import "strings"
 
 // Nearest returns the word at the smallest edit distance from name, without case, if that is at most a third of the name's
-// length; the first of equals; "" when none is near.
+// length; the first of equals; "" when none is near. It turns a typo in a key into a question.
 func Nearest(name string, words []string) string {
 	best, limit := "", len(name)/3
 	for _, word := range words {

@@ -1,9 +1,9 @@
-package typo_test
+package function_test
 
 import (
 	"testing"
 
-	"github.com/slimfaas/slimfaas/shared/typo"
+	"github.com/slimfaas/slimfaas/shared/function"
 )
 
 func TestNearest(t *testing.T) {
@@ -18,7 +18,7 @@ func TestNearest(t *testing.T) {
 		{"ax", ""},
 		{"", ""},
 	} {
-		if got := typo.Nearest(tt.name, words); got != tt.want {
+		if got := function.Nearest(tt.name, words); got != tt.want {
 			t.Errorf("Nearest(%q) = %q, want %q", tt.name, got, tt.want)
 		}
 	}
