@@ -1,0 +1,260 @@
+package fsm
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"testing"
+
+	"github.com/slimfaas/slimfaas/queue/internal/command"
+)
+
+// disk is what a store would hold.
+type disk map[Bucket]map[string][]byte
+
+func (d disk) execute(ops []Op) {
+	for _, o := range ops {
+		if d[o.Bucket] == nil {
+			d[o.Bucket] = map[string][]byte{}
+		}
+		if o.Value == nil {
+			delete(d[o.Bucket], string(o.Key))
+		} else {
+			d[o.Bucket][string(o.Key)] = bytes.Clone(o.Value)
+		}
+	}
+}
+
+func (d disk) each(yield func(Op) error) error {
+	for b := range Buckets {
+		keys := make([]string, 0, len(d[Bucket(b)]))
+		for k := range d[Bucket(b)] {
+			keys = append(keys, k)
+		}
+		slices.Sort(keys)
+		for _, k := range keys {
+			if Bucket(b) == BucketPayload {
+				continue
+			}
+			if err := yield(Op{Bucket: Bucket(b), Key: []byte(k), Value: d[Bucket(b)][k]}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// generator of commands that are often right and often late, doubled or for the wrong one.
+type generator struct {
+	*rand.Rand
+	machine *Machine
+	ids     uint64
+}
+
+func (g *generator) batch(now int64) command.Batch {
+	b := command.Batch{NowUnixMs: now + int64(g.IntN(2000)) - 500}
+	for range 1 + g.IntN(12) {
+		b.Commands = append(b.Commands, g.command(now))
+	}
+	return b
+}
+
+func (g *generator) id() (id command.ID) {
+	n := g.ids - min(g.ids, uint64(g.IntN(60)))
+	binary.BigEndian.PutUint64(id[:], n)
+	return id
+}
+
+func (g *generator) session() uint64 {
+	sessions := g.machine.Sessions()
+	if len(sessions) == 0 || g.IntN(10) == 0 {
+		return g.machine.applied - min(g.machine.applied, uint64(g.IntN(20)))
+	}
+	return sessions[g.IntN(len(sessions))].ID
+}
+
+func (g *generator) name(of string, n int) string { return of + string(rune('a'+g.IntN(n))) }
+
+func (g *generator) command(now int64) command.Command {
+	switch p := g.IntN(100); {
+	case p < 30:
+		if g.IntN(5) > 0 {
+			g.ids++
+		}
+		payload := make([]byte, g.IntN(40))
+		return command.Accept{ID: g.id(), Function: g.name("f-", 3), Payload: payload}
+	case p < 55:
+		return command.Grant{ID: g.id(), Session: g.session(), Replica: g.name("r-", 3), MaxTries: uint32(g.IntN(4))}
+	case p < 80:
+		f := command.Finish{
+			ID: g.id(), Outcome: command.Outcome(g.IntN(7)), Status: uint32(g.IntN(600)), NextTryUnixMs: now + int64(g.IntN(5000)),
+		}
+		if c, ok := g.machine.Call(f.ID); ok && g.IntN(4) > 0 {
+			f.Fence = c.Fence
+		} else {
+			f.Fence = uint64(g.IntN(int(g.machine.applied + 2)))
+		}
+		if g.IntN(3) == 0 {
+			f.Error = string(bytes.Repeat([]byte("é"), g.IntN(400)))
+		}
+		return f
+	case p < 84:
+		return command.Cancel{ID: g.id()}
+	case p < 87:
+		return command.OpenSession{Name: g.name("s-", 4), Incarnation: g.name("i-", 2), Kind: uint8(1 + g.IntN(2))}
+	case p < 89:
+		return command.EndSession{Session: g.session(), Expired: g.IntN(2) == 0}
+	case p < 91:
+		return command.AcquireLock{Lock: g.name("l-", 2), Session: g.session()}
+	case p < 92:
+		return command.ReleaseLock{Lock: g.name("l-", 2), Session: g.session()}
+	case p < 94:
+		return command.RecordActivity{Activities: []command.Activity{
+			{Function: g.name("f-", 3), AtUnixMs: now - int64(g.IntN(3000))}, {Function: g.name("f-", 5), AtUnixMs: now},
+		}}
+	case p < 96:
+		return command.SetOverride{Function: g.name("f-", 3), Replicas: int32(g.IntN(4) - 1), UntilUnixMs: now + int64(g.IntN(4000))}
+	case p < 99:
+		return command.Forget{
+			BeforeUnixMs: now - int64(g.IntN(20000)), DeadBeforeUnixMs: now - int64(g.IntN(40000)),
+			KeepCount: uint64(g.IntN(20)), Limit: uint32(g.IntN(10)),
+		}
+	default:
+		return command.SetInstallation{ID: g.name("x-", 2)}
+	}
+}
+
+// Properties, after every entry of any commands: conservation; the store holds exactly the state, and payloads exactly of
+// unfinished and dead calls; a machine loaded from the store answers everything after as the one that lived on; one command
+// per entry gives the same as many.
+func TestRandomCommandsKeepTheLaws(t *testing.T) {
+	t.Parallel()
+	entries := 1500
+	if testing.Short() {
+		entries = 200
+	}
+	for seed := range uint64(20) {
+		t.Run("", func(t *testing.T) {
+			t.Parallel()
+			run(t, seed, entries)
+		})
+	}
+}
+
+func run(t *testing.T, seed uint64, entries int) {
+	t.Helper()
+	g := &generator{Rand: rand.New(rand.NewPCG(seed, 1)), machine: New()}
+	reloaded, single := New(), New()
+	stored, storedSingly := disk{}, disk{}
+	now := int64(1_000_000)
+	for index := uint64(1); index <= uint64(entries); index++ {
+		now += int64(g.IntN(1000))
+		b := g.batch(now)
+		results, changes, ops := g.machine.Apply(index, b)
+		stored.execute(ops)
+
+		otherResults, otherChanges, otherOps := reloaded.Apply(index, b)
+		if !reflect.DeepEqual(results, otherResults) || !reflect.DeepEqual(changes, otherChanges) || !reflect.DeepEqual(ops, otherOps) {
+			t.Fatalf("seed %d, entry %d: the reloaded machine differs", seed, index)
+		}
+		for i, c := range b.Commands {
+			r, _, singleOps := single.Apply(index, command.Batch{NowUnixMs: b.NowUnixMs, Commands: []command.Command{c}})
+			storedSingly.execute(singleOps)
+			if !reflect.DeepEqual(r[0], results[i]) {
+				t.Fatalf("seed %d, entry %d, command %d alone: %+v, in its batch %+v", seed, index, i, r[0], results[i])
+			}
+		}
+		if err := lawful(g.machine, stored); err != nil {
+			t.Fatalf("seed %d, entry %d: %v", seed, index, err)
+		}
+		if g.IntN(20) == 0 {
+			loaded, err := Load(index, stored.each)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if loaded.Hash() != g.machine.Hash() {
+				t.Fatalf("seed %d, entry %d: loaded state differs", seed, index)
+			}
+			reloaded = loaded
+		}
+	}
+	if single.Hash() != g.machine.Hash() || !reflect.DeepEqual(stored, storedSingly) {
+		t.Fatalf("seed %d: splitting the batches made a difference", seed)
+	}
+}
+
+func lawful(m *Machine, stored disk) error {
+	gauges := map[string]*Counters{}
+	payloads := 0
+	seen := uint64(0)
+	for c := range m.Unfinished() {
+		if c.Seq <= seen {
+			return errors.New("unfinished calls are out of order")
+		}
+		seen = c.Seq
+		n := gauges[c.Function]
+		if n == nil {
+			n = &Counters{}
+			gauges[c.Function] = n
+		}
+		n.count(0, c.State)
+		if running := c.State == Running || c.State == Awaiting; running != (c.Fence != 0) || (c.State == Running) != (c.Session != 0) {
+			return errors.New("fence or session does not fit the state")
+		}
+		if (c.State == Waiting) != (c.NextTryUnixMs != 0) {
+			return errors.New("next try does not fit the state")
+		}
+		if _, ok := stored[BucketPayload][string(numberKey(c.Seq))]; !ok {
+			return errors.New("payload of an unfinished call is gone")
+		}
+		payloads++
+	}
+	for c := range m.DeadLetters() {
+		if _, ok := stored[BucketPayload][string(numberKey(c.Seq))]; !ok {
+			return errors.New("payload of a dead letter is gone")
+		}
+		payloads++
+	}
+	if payloads != len(stored[BucketPayload]) {
+		return errors.New("payloads are left over")
+	}
+	for _, n := range m.Counters() {
+		if !n.Conserved() {
+			return errors.New("not conserved: " + n.Function)
+		}
+		want := cmp.Or(gauges[n.Function], &Counters{})
+		if n.Queued != want.Queued || n.Running != want.Running || n.Awaiting != want.Awaiting || n.Waiting != want.Waiting {
+			return errors.New("gauges are wrong: " + n.Function)
+		}
+	}
+	unfinished, finished, dead := m.Sizes()
+	if unfinished+finished+dead != len(m.calls) || len(m.calls) != len(stored[BucketCall]) {
+		return errors.New("lists, index and store do not hold the same calls")
+	}
+	held := map[uint64]bool{}
+	for _, s := range m.Sessions() {
+		held[s.ID] = !s.Vanished
+	}
+	for _, l := range m.Locks() {
+		if !held[l.Session] {
+			return errors.New("a lock is held by no live session")
+		}
+	}
+	return nil
+}
+
+// BenchmarkApply measures one accept, and what a remembered call takes in memory.
+func BenchmarkApply(b *testing.B) {
+	m := New()
+	payload := make([]byte, 1024)
+	b.ReportAllocs()
+	for i := range b.N {
+		var id command.ID
+		binary.BigEndian.PutUint64(id[8:], uint64(i))
+		m.Apply(uint64(i+1), command.Batch{Commands: []command.Command{command.Accept{ID: id, Function: "f", Payload: payload}}})
+	}
+}
