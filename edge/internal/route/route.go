@@ -28,6 +28,7 @@ const (
 	Explain
 	Scale
 	Cluster
+	DeadLetters
 	Health
 	Ready
 	Metrics
@@ -81,6 +82,7 @@ var patterns = []pattern{
 	{family: Explain, literal: "explain", params: 1, methods: get, internal: true},
 	{family: Scale, literal: "scale", params: 1, methods: []string{"PUT"}, internal: true},
 	{family: Cluster, literal: "cluster", methods: get, internal: true},
+	{family: DeadLetters, literal: "dead-letters", params: 1, tail: true, methods: []string{"GET", "POST", "DELETE"}, internal: true},
 	{family: Health, literal: "health", exact: true, methods: anyMethod},
 	{family: Ready, literal: "ready", exact: true, methods: anyMethod},
 	{family: Metrics, literal: "metrics", methods: get},

@@ -1,0 +1,218 @@
+// Package events delivers a published event: one call to every ready replica of every subscriber, from this edge, with
+// retries, and a line of report for each. Nothing is kept: a replica that is not there now does not get it.
+package events
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/slimfaas/slimfaas/edge/internal/load"
+	"github.com/slimfaas/slimfaas/edge/internal/message"
+	"github.com/slimfaas/slimfaas/edge/internal/replica"
+	"github.com/slimfaas/slimfaas/shared/function"
+	"github.com/slimfaas/slimfaas/shared/wire"
+)
+
+// Options of a Publisher. All are needed.
+type Options struct {
+	Functions *replica.Set
+	// Concurrency is how many calls of one publish are open at one time. Waiting for a retry is not being open.
+	Concurrency int
+	// Drain bounds the wait for deliveries under way at the stop.
+	Drain time.Duration
+	Log   *slog.Logger
+}
+
+// Publisher delivers events. Safe for concurrent use. Close it when done.
+type Publisher struct {
+	opts      Options
+	transport *message.Transport
+	running   sync.WaitGroup
+
+	mu      sync.Mutex // guards the fields below
+	cancels map[uint64]context.CancelFunc
+	next    uint64
+	closed  bool
+}
+
+// NewPublisher returns a Publisher.
+func NewPublisher(opts Options) *Publisher {
+	return &Publisher{opts: opts, transport: message.NewTransport(), cancels: map[uint64]context.CancelFunc{}}
+}
+
+// errClosed says that the edge stops and takes no events.
+var errClosed = errors.New("the edge is stopping")
+
+// Publish starts the delivery of an event. permitted is false when nobody whom this caller may reach subscribes to it. The
+// report, in the order of function and replica, comes when every delivery has ended, whether or not ctx has by then: a caller
+// that goes away stops nothing. ended is called then too, or at once when nothing was started.
+func (p *Publisher) Publish(ctx context.Context, event string, internal bool, request *wire.StoredRequest, ended func()) (report <-chan []*wire.EventResult, permitted bool, err error) {
+	subscribers := p.subscribers(event, internal)
+	if len(subscribers) == 0 {
+		ended()
+		return nil, false, nil
+	}
+	ctx, done, ok := p.begin(ctx)
+	if !ok {
+		ended()
+		return nil, true, errClosed
+	}
+	results := make(chan []*wire.EventResult, 1)
+	p.running.Go(func() {
+		defer done()
+		defer ended()
+		results <- p.deliver(ctx, event, subscribers, request)
+	})
+	return results, true, nil
+}
+
+// begin registers a publish that outlives its caller, though not the Publisher.
+func (p *Publisher) begin(ctx context.Context) (context.Context, func(), bool) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		cancel()
+		return nil, nil, false
+	}
+	p.next++
+	number := p.next
+	p.cancels[number] = cancel
+	return ctx, func() {
+		cancel()
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.cancels, number)
+	}, true
+}
+
+// Close takes no more events, waits for deliveries under way within Options.Drain and cuts the rest.
+func (p *Publisher) Close() {
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
+	cut := time.AfterFunc(p.opts.Drain, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.opts.Log.Warn("events did not end in time, cutting them", "after", p.opts.Drain, "events", len(p.cancels))
+		for _, cancel := range p.cancels {
+			cancel()
+		}
+	})
+	p.running.Wait()
+	cut.Stop()
+	p.transport.Close()
+}
+
+// subscribers lists, by name, the functions that subscribe to event and that this caller may reach.
+func (p *Publisher) subscribers(event string, internal bool) []*replica.Function {
+	return slices.DeleteFunc(p.opts.Functions.All(), func(f *replica.Function) bool {
+		return !permitted(f.Spec().SubscribeEvents, event, internal)
+	})
+}
+
+// permitted: the first subscription of the event's exact name decides.
+func permitted(all []function.Subscription, event string, internal bool) bool {
+	i := slices.IndexFunc(all, func(s function.Subscription) bool { return s.Name == event })
+	return i >= 0 && (internal || all[i].Visibility == function.Public)
+}
+
+// deliver calls every ready replica and waits for all of them.
+func (p *Publisher) deliver(ctx context.Context, event string, subscribers []*replica.Function, request *wire.StoredRequest) []*wire.EventResult {
+	open := make(chan struct{}, max(1, p.opts.Concurrency))
+	results := []*wire.EventResult{} // never null in the report
+	var calls sync.WaitGroup
+	for _, f := range subscribers {
+		for _, r := range f.Ready() {
+			d := &delivery{
+				publisher: p, f: f, replica: r.Name, open: open, request: request,
+				retry:  f.Spec().Configuration.DefaultPublish,
+				result: &wire.EventResult{Function: f.Name(), Replica: r.Name},
+			}
+			results = append(results, d.result)
+			calls.Go(func() {
+				began := time.Now()
+				d.run(ctx)
+				d.result.DurationMs = uint64(time.Since(began).Milliseconds())
+				if d.result.Error != "" {
+					p.opts.Log.Info("event not delivered", "event", event, "fn", f.Name(), "replica", d.replica,
+						"status", d.result.Status, "tries", d.result.Tries, "reason", d.result.Error)
+				}
+			})
+		}
+	}
+	calls.Wait()
+	return results
+}
+
+// delivery is one event on its way to one replica.
+type delivery struct {
+	publisher *Publisher
+	f         *replica.Function
+	replica   string
+	retry     function.RetryConfiguration
+	open      chan struct{} // one place per open call
+	request   *wire.StoredRequest
+	result    *wire.EventResult
+}
+
+// run tries 1 + len(TimeoutRetries) times, with HttpTimeout for each (the original's covered all tries together).
+func (d *delivery) run(ctx context.Context) {
+	for i := 0; ; i++ {
+		select {
+		case d.open <- struct{}{}:
+		case <-ctx.Done():
+			d.result.Error = errClosed.Error()
+			return
+		}
+		again := d.try(ctx)
+		<-d.open
+		if !again || i >= len(d.retry.TimeoutRetries) {
+			return
+		}
+		pause := time.NewTimer(time.Duration(d.retry.TimeoutRetries[i]) * time.Second)
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+			return
+		}
+	}
+}
+
+// try calls the replica once and says whether that may be repeated. As the original, a timeout counts as 504; a connection
+// that failed may always be repeated.
+func (d *delivery) try(ctx context.Context) (again bool) {
+	lease, ok := d.f.Reserve(d.replica, load.Delivery)
+	if !ok {
+		d.result.Error = "the replica is not ready any more"
+		return false
+	}
+	defer lease.End()
+	timeout := time.Duration(max(1, d.retry.HttpTimeout)) * time.Second
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	d.result.Tries++
+	answer, err := d.publisher.transport.Send(ctx, lease.Address, d.request, nil)
+	if err == nil {
+		lease.Answered()
+		d.result.Status, d.result.Error = uint32(answer.Status), ""
+		if answer.Status < 200 || answer.Status >= 400 {
+			d.result.Error = "the function answered an error"
+		}
+		return slices.Contains(d.retry.HttpStatusRetries, answer.Status)
+	}
+	d.result.Status, d.result.Error = 0, message.Explain(err, timeout)
+	if message.Unreachable(err) {
+		lease.Unreachable()
+		return true
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return slices.Contains(d.retry.HttpStatusRetries, 504)
+	}
+	return ctx.Err() == nil
+}

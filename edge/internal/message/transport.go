@@ -1,0 +1,162 @@
+package message
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/netip"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/slimfaas/slimfaas/shared/wire"
+)
+
+const (
+	connectTimeout = 500 * time.Millisecond
+	// idleTimeout is short because a function that closes an idle connection just as a try goes out costs that try.
+	idleTimeout     = time.Second
+	idlePerReplica  = 32
+	maxAnswerHeader = 64 << 10
+	// maxAnswerBody is how much of an answer nobody will see is read so that the connection can be used again, in bytes.
+	maxAnswerBody = 1 << 20
+)
+
+// Transport sends stored requests, each at most once: no redirects, no cookies, no proxy from the environment, no
+// replay by net/http. Close its idle connections when done.
+type Transport struct {
+	http *http.Transport
+}
+
+// NewTransport returns a transport with the house limits.
+func NewTransport() *Transport {
+	dialer := &net.Dialer{Timeout: connectTimeout, Control: onlyReplicas}
+	return &Transport{http: &http.Transport{
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := dialer.DialContext(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return &countedConn{Conn: conn}, nil
+		},
+		DisableCompression:     true,
+		MaxIdleConnsPerHost:    idlePerReplica,
+		IdleConnTimeout:        idleTimeout,
+		MaxResponseHeaderBytes: maxAnswerHeader,
+	}}
+}
+
+// Close closes the idle connections.
+func (t *Transport) Close() { t.http.CloseIdleConnections() }
+
+// Answer is what is kept of a function's answer.
+type Answer struct {
+	Status     int
+	RetryAfter string // the header as the function sent it
+}
+
+// Send sends the stored request to address and waits for the whole answer, whose body is dropped (at most 1 MiB of it is
+// waited for). The headers decide: a body that breaks off or outlives ctx changes nothing. extra (may be nil) is set over the
+// request's own headers, in the case given.
+func (t *Transport) Send(ctx context.Context, address string, request *wire.StoredRequest, extra http.Header) (Answer, error) {
+	for attempt := 0; ; attempt++ {
+		answer, unsent, err := t.send(ctx, address, request, extra)
+		// An idle connection that the function had closed: not a byte went out, so this is still the first time.
+		if err != nil && unsent && attempt < idlePerReplica && ctx.Err() == nil {
+			continue
+		}
+		return answer, err
+	}
+}
+
+// send reports unsent when it failed on a reused connection before a byte was written to it.
+func (t *Transport) send(ctx context.Context, address string, request *wire.StoredRequest, extra http.Header) (Answer, bool, error) {
+	var used *countedConn
+	var before int64
+	reused := false
+	trace := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
+		if conn, ok := info.Conn.(*countedConn); ok {
+			used, before, reused = conn, conn.written.Load(), info.Reused
+		}
+	}}
+	req, err := outgoing(httptrace.WithClientTrace(ctx, trace), address, request)
+	if err != nil {
+		return Answer{}, false, err
+	}
+	for name, values := range extra {
+		req.Header[name] = values
+	}
+	resp, err := t.http.RoundTrip(req)
+	if err != nil {
+		return Answer{}, reused && used.written.Load() == before, err
+	}
+	answer := Answer{Status: resp.StatusCode, RetryAfter: resp.Header.Get("Retry-After")}
+	_, _ = io.CopyN(io.Discard, resp.Body, maxAnswerBody)
+	_ = resp.Body.Close()
+	return answer, false, nil
+}
+
+// onlyReplicas refuses, after resolution, addresses no replica has: link-local (cloud metadata among them), multicast,
+// unspecified.
+func onlyReplicas(_, address string, _ syscall.RawConn) error {
+	ap, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return fmt.Errorf("reading the address %q: %w", address, err)
+	}
+	if a := ap.Addr().Unmap(); a.IsLinkLocalUnicast() || a.IsMulticast() || a.IsUnspecified() {
+		return fmt.Errorf("address %s is not one a function may have", a)
+	}
+	return nil
+}
+
+// countedConn counts what was written, so that "nothing was sent" is known and not guessed.
+type countedConn struct {
+	net.Conn
+	written atomic.Int64
+}
+
+func (c *countedConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.written.Add(int64(n))
+	return n, err
+}
+
+// Explain says in a few words why no answer came, without addresses, fit to be stored and shown. timeout is what ctx allowed.
+func Explain(err error, timeout time.Duration) string {
+	var dns *net.DNSError
+	var op *net.OpError
+	switch {
+	case errors.As(err, &op) && op.Op == "dial" && op.Timeout(): // first: it is a DeadlineExceeded too
+		return "no connection within " + connectTimeout.String()
+	case errors.Is(err, context.DeadlineExceeded):
+		return "no answer within " + timeout.String()
+	case errors.Is(err, context.Canceled):
+		return "the try was cancelled"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "connection refused"
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return "connection reset by the function"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), err != nil && strings.Contains(err.Error(), "server closed idle connection"):
+		return "the function closed the connection without an answer"
+	case errors.As(err, &dns):
+		return "the replica's host name was not found"
+	}
+	var wrapped *url.Error
+	if errors.As(err, &wrapped) {
+		err = wrapped.Err
+	}
+	text := strings.ToValidUTF8(err.Error(), "?")
+	return text[:min(len(text), 300)]
+}
+
+// Unreachable says that no connection came about.
+func Unreachable(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "dial"
+}
