@@ -79,6 +79,7 @@ type exchange struct {
 	decided atomic.Bool  // headers came, or the time was up: whichever was first
 	read    atomic.Int64 // bytes taken from the caller's body
 	readAt  atomic.Int64 // unix nanoseconds of the last of them
+	whole   atomic.Bool  // the body was read to its end
 }
 
 const never = time.Duration(1<<63 - 1)
@@ -98,10 +99,28 @@ func (f *Forwarder) Serve(w http.ResponseWriter, r *http.Request, c Call) {
 		x.timer.Stop()
 		x.lease.End()
 	}()
+	if r.ContentLength != 0 {
+		inbound := r.Body
+		r.Body = io.NopCloser(inbound) // closed below: see finishBody
+		if r.ProtoMajor == 1 {
+			// Without it net/http swallows what is left of the body when the answer begins, and the function gets half of it.
+			_ = http.NewResponseController(w).EnableFullDuplex() // only a wrapped writer cannot
+		}
+		defer func() { x.finishBody(w, r, inbound) }()
+	}
 	_, x.cors = w.Header()["Access-Control-Allow-Origin"]
 	x.timer = time.AfterFunc(never, x.timeUp)
 	x.timer.Reset(x.HeaderTimeout) // not before x.timer is set: timeUp may set it again
 	f.proxy.ServeHTTP(w, r.WithContext(context.WithValue(ctx, exchangeKey{}, x)))
+}
+
+// finishBody closes the caller's body: with full duplex nobody else does (golang/go#68560). One that the function did not read
+// to its end may hold a read that only the caller could finish, so that is ended first; the connection is not used again.
+func (x *exchange) finishBody(w http.ResponseWriter, r *http.Request, inbound io.Closer) {
+	if r.ProtoMajor == 1 && !x.whole.Load() {
+		_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)) // fails on an upgraded connection, which has no body
+	}
+	_ = inbound.Close()
 }
 
 // timeUp cancels an exchange whose function has not answered for HeaderTimeout since it has the whole request.
@@ -303,6 +322,9 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p)
 	b.x.read.Add(int64(n))
 	b.x.readAt.Store(time.Now().UnixNano())
+	if errors.Is(err, io.EOF) {
+		b.x.whole.Store(true)
+	}
 	return n, err
 }
 

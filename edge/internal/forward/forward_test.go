@@ -1,0 +1,647 @@
+package forward_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httptrace"
+	"net/textproto"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/slimfaas/slimfaas/edge/internal/forward"
+	"github.com/slimfaas/slimfaas/edge/internal/load"
+	"github.com/slimfaas/slimfaas/edge/internal/replica"
+	"github.com/slimfaas/slimfaas/edge/internal/route"
+	"github.com/slimfaas/slimfaas/shared/function"
+	"github.com/slimfaas/slimfaas/shared/wire"
+)
+
+// bundle is an edge of nothing but the forwarder, in front of replicas.
+type bundle struct {
+	url     string
+	addr    string
+	fn      *replica.Function
+	tracker *load.Tracker
+	timeout time.Duration
+	keep    bool
+	handler http.Handler // what the edge serves: replaceable before the first request
+}
+
+// setup puts the forwarder in front of replicas at the addresses.
+func setup(t *testing.T, addresses ...string) *bundle {
+	t.Helper()
+	b := &bundle{tracker: load.NewTracker(), timeout: 5 * time.Second}
+	set := replica.NewSet(b.tracker)
+	rec := &wire.FunctionRecord{Name: "fib", Version: &wire.Version{Epoch: 1, Seq: 1}}
+	for i, address := range addresses {
+		host, port, err := net.SplitHostPort(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, _ := strconv.Atoi(port)
+		rec.Replicas = append(rec.Replicas, &wire.Replica{
+			Name: fmt.Sprint("fn-fib-", i), Host: host, Ports: []uint32{uint32(n)}, State: wire.ReplicaState_REPLICA_STATE_READY,
+		})
+	}
+	set.Apply(rec, &function.Specification{NumberParallelRequestPerPod: 10})
+	b.fn, _ = set.Get("fib")
+	f := forward.New(slog.New(slog.DiscardHandler))
+	t.Cleanup(f.Close)
+	b.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rt := route.Parse(r.RequestURI)
+		first, ok := b.fn.Choose(load.Sync, nil)
+		if !ok {
+			http.Error(w, "no replica", http.StatusTeapot)
+			return
+		}
+		f.Serve(w, r, forward.Call{
+			Path: rt.Rest, Query: rt.Query, Mark: rt.Mark, First: first, HeaderTimeout: b.timeout, KeepForwarded: b.keep,
+			Next: func(tried func(*replica.Replica) bool) (*replica.Lease, bool) { return b.fn.Choose(load.Sync, tried) },
+		})
+	})
+	var p http.Protocols
+	p.SetHTTP1(true)
+	p.SetUnencryptedHTTP2(true)
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { b.handler.ServeHTTP(w, r) }))
+	srv.Config.Protocols = &p
+	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
+	srv.Start()
+	t.Cleanup(srv.Close)
+	b.url, b.addr = srv.URL, srv.Listener.Addr().String()
+	return b
+}
+
+// serve starts a function and returns its address.
+func serve(t *testing.T, h http.HandlerFunc) string {
+	t.Helper()
+	srv := httptest.NewServer(h)
+	t.Cleanup(srv.Close)
+	return srv.Listener.Addr().String()
+}
+
+// raw starts a function that is handed its connections.
+func raw(t *testing.T, h func(net.Conn, *bufio.Reader)) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				h(c, bufio.NewReader(c))
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
+// readHead reads a request's head and returns its lines.
+func readHead(r *bufio.Reader) []string {
+	var lines []string
+	for {
+		line, err := r.ReadString('\n')
+		if line = strings.TrimRight(line, "\r\n"); err != nil || line == "" {
+			return lines
+		}
+		lines = append(lines, line)
+	}
+}
+
+// refusing is an address nobody listens on.
+func refusing(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// send writes raw bytes to the edge and returns the answer.
+func (b *bundle) send(t *testing.T, method, request string) (*http.Response, string) {
+	t.Helper()
+	c, err := net.Dial("tcp", b.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := io.WriteString(c, request); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(c), &http.Request{Method: method})
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, _ := io.ReadAll(resp.Body)
+	return resp, string(body)
+}
+
+// idle waits until nothing is open.
+func (b *bundle) idle(t *testing.T) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); b.tracker.Open() != 0; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d calls are still counted", b.tracker.Open())
+		}
+		time.Sleep(time.Millisecond) // polling a black box with a deadline
+	}
+}
+
+func TestTheFunctionSeesWhatTheCallerSent(t *testing.T) {
+	t.Parallel()
+	b := setup(t, raw(t, func(c net.Conn, r *bufio.Reader) {
+		head := strings.Join(readHead(r), "\n")
+		fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(head), head)
+	}))
+	for target, want := range map[string]string{
+		"/function/fib":                      "/",
+		"/function/fib/a/b/":                 "/a/b/",
+		"/function/fib//a//b?":               "//a//b?",
+		"/function/fib/%2Fx%3F%25%zz":        "", // net/http refuses the bad escape
+		"/function/fib/%2Fx%3F%25?q=a+b;c/":  "/%2Fx%3F%25?q=a+b;c/",
+		"/function/fib/a|b{c}\"^`/%2f":       "/a|b{c}\"^`/%2f",
+		"/function/fib/../x/./y":             "/../x/./y",
+		"/function/fib//h{/%2f?x=%zz&y=[]":   "http://HOST//h{/%2f?x=%zz&y=[]",
+		"/function/fib/caf\xc3\xa9/%C3%A9?é": "/caf\xc3\xa9/%C3%A9?é",
+	} {
+		resp, body := b.send(t, "GET", "GET "+target+" HTTP/1.1\r\nHost: edge\r\n\r\n")
+		if want == "" {
+			if resp.StatusCode != 400 {
+				t.Errorf("%s: %d", target, resp.StatusCode)
+			}
+			continue
+		}
+		line, _, _ := strings.Cut(body, "\n")
+		host := ""
+		for l := range strings.SplitSeq(body, "\n") {
+			if v, ok := strings.CutPrefix(l, "Host: "); ok {
+				host = v
+			}
+		}
+		if want = "GET " + strings.Replace(want, "HOST", host, 1) + " HTTP/1.1"; line != want {
+			t.Errorf("%s: the function saw %q, want %q", target, line, want)
+		}
+	}
+}
+
+func TestHeaders(t *testing.T) {
+	t.Parallel()
+	seen := make(chan *http.Request, 1)
+	b := setup(t, serve(t, func(w http.ResponseWriter, r *http.Request) {
+		seen <- r
+		w.Header().Set("SlimFaas-Element-Id", "forged")
+		w.Header().Set("X-SlimFaas-Other", "forged")
+		w.Header().Set("Alt-Svc", "h3=\":443\"")
+		w.Header().Set("Connection", "x-hop")
+		w.Header().Set("X-Hop", "1")
+		w.Header().Add("Set-Cookie", "a=1")
+		w.Header().Add("Set-Cookie", "b=2")
+		w.Header().Set("Location", "http://elsewhere/")
+		w.WriteHeader(http.StatusFound)
+	}))
+	request := "GET /function/fib HTTP/1.1\r\nHost: my.host:99\r\nConnection: x-private, SlimFaas-Try-Number\r\nX-Private: 1\r\nKeep-Alive: 3\r\n" +
+		"slimfaas-try-number: 1\r\nX-SLIMFAAS-Job: a\r\nX-Forwarded-For: 10.0.0.1\r\nX-Forwarded-Proto: https\r\nForwarded: for=10.0.0.1\r\n" +
+		"Idempotency-Key: k\r\nAuthorization: bearer value1\r\nX-Two: 1\r\nX-Two: 2\r\n\r\n"
+	resp, _ := b.send(t, "GET", request)
+	got := <-seen
+	for _, name := range []string{"X-Private", "Keep-Alive", "Slimfaas-Try-Number", "X-Slimfaas-Job", "Forwarded", "Accept-Encoding", "User-Agent"} {
+		if v, ok := got.Header[name]; ok {
+			t.Errorf("the function saw %s: %q", name, v)
+		}
+	}
+	for name, want := range map[string]string{
+		"X-Forwarded-For": "127.0.0.1", "X-Forwarded-Proto": "http", "X-Forwarded-Host": "my.host:99", "Idempotency-Key": "k",
+		"Authorization": "bearer value1",
+	} {
+		if v := got.Header.Get(name); v != want {
+			t.Errorf("%s: %q, want %q", name, v, want)
+		}
+	}
+	if got.Host == "my.host:99" || !strings.HasPrefix(got.Host, "127.0.0.1:") {
+		t.Errorf("Host %q, want the replica's host and port", got.Host)
+	}
+	if v := got.Header["X-Two"]; len(v) != 2 {
+		t.Errorf("X-Two %q", v)
+	}
+	if resp.StatusCode != 302 || resp.Header.Get("Location") != "http://elsewhere/" {
+		t.Errorf("a redirect was not passed on: %d %q", resp.StatusCode, resp.Header)
+	}
+	for _, name := range []string{"Slimfaas-Element-Id", "X-Slimfaas-Other", "Alt-Svc", "X-Hop"} {
+		if v, ok := resp.Header[name]; ok {
+			t.Errorf("the caller saw %s: %q", name, v)
+		}
+	}
+	if v := resp.Header["Set-Cookie"]; len(v) != 2 {
+		t.Errorf("Set-Cookie %q", v)
+	}
+
+	b.keep = true // the peer is a trusted proxy
+	b.send(t, "GET", request)
+	got = <-seen
+	if v := got.Header.Get("X-Forwarded-For"); v != "10.0.0.1, 127.0.0.1" || got.Header.Get("X-Forwarded-Proto") != "https" || got.Header.Get("Forwarded") == "" {
+		t.Errorf("a trusted proxy's headers were not kept: %v", got.Header)
+	}
+	if _, ok := got.Header["Cookie"]; ok {
+		t.Error("a cookie of one caller was replayed")
+	}
+}
+
+func TestMethodsAndBodies(t *testing.T) {
+	t.Parallel()
+	b := setup(t, serve(t, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		w.Header().Set("X-Saw", fmt.Sprint(r.Method, " ", r.ContentLength, " ", len(body), " ", r.TransferEncoding))
+		w.Header().Set("Content-Length", "5")
+		_, _ = io.WriteString(w, "hello")
+	}))
+	for _, c := range []struct{ method, body, want string }{
+		{"GET", "", "GET 0 0 []"},
+		{"HEAD", "", "HEAD 0 0 []"},
+		{"OPTIONS", "", "OPTIONS 0 0 []"},
+		{"POST", "", "POST 0 0 []"},
+		{"DELETE", "body", "DELETE 4 4 []"},
+		{"GET", "body", "GET 4 4 []"},
+		{"PUT", "body", "PUT 4 4 []"},
+		{"PATCH", "body", "PATCH 4 4 []"},
+	} {
+		resp, _ := b.send(t, c.method, fmt.Sprintf("%s /function/fib HTTP/1.1\r\nHost: e\r\nContent-Length: %d\r\n\r\n%s", c.method, len(c.body), c.body))
+		if got := resp.Header.Get("X-Saw"); got != c.want {
+			t.Errorf("%s: the function saw %q, want %q", c.method, got, c.want)
+		}
+		if resp.ContentLength != 5 {
+			t.Errorf("%s: length %d", c.method, resp.ContentLength)
+		}
+	}
+	resp, _ := b.send(t, "POST", "POST /function/fib HTTP/1.1\r\nHost: e\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+	if got := resp.Header.Get("X-Saw"); got != "POST -1 3 [chunked]" {
+		t.Errorf("chunked: %q", got)
+	}
+	b.idle(t)
+}
+
+func TestALargeBodyIsStreamedByteExact(t *testing.T) {
+	t.Parallel()
+	b := setup(t, serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if err := http.NewResponseController(w).EnableFullDuplex(); err != nil { // it answers while it reads
+			t.Error(err)
+		}
+		_, _ = io.Copy(w, r.Body)
+	}))
+	body := make([]byte, 8<<20)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(body)
+	resp, err := http.Post(b.url+"/function/fib", "application/octet-stream", io.MultiReader(bytes.NewReader(body))) // no length known
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	h := sha256.New()
+	if n, err := io.Copy(h, resp.Body); err != nil || n != int64(len(body)) {
+		t.Fatalf("%d bytes back: %v", n, err)
+	}
+	if sum := sha256.Sum256(body); !bytes.Equal(h.Sum(nil), sum[:]) {
+		t.Error("the bytes differ")
+	}
+}
+
+func TestAnswersAreStreamedAsTheyCome(t *testing.T) {
+	t.Parallel()
+	more := make(chan struct{})
+	b := setup(t, serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Trailer", "X-Announced")
+		_, _ = io.WriteString(w, "first")
+		w.(http.Flusher).Flush()
+		<-more
+		_, _ = io.WriteString(w, "second")
+		w.Header().Set("X-Announced", "1")
+		w.Header().Set(http.TrailerPrefix+"X-Late", "2")
+	}))
+	resp, err := http.Get(b.url + "/function/fib")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	first := make([]byte, 5)
+	if _, err := io.ReadFull(resp.Body, first); err != nil || string(first) != "first" {
+		t.Fatalf("%q %v", first, err)
+	}
+	if b.tracker.Open() != 1 {
+		t.Error("an open stream is not counted")
+	}
+	close(more)
+	rest, err := io.ReadAll(resp.Body)
+	if err != nil || string(rest) != "second" {
+		t.Fatalf("%q %v", rest, err)
+	}
+	if resp.Trailer.Get("X-Announced") != "1" || resp.Trailer.Get("X-Late") != "2" {
+		t.Errorf("trailers %v", resp.Trailer)
+	}
+	b.idle(t)
+}
+
+func TestEarlyHintsAreRelayed(t *testing.T) {
+	t.Parallel()
+	b := setup(t, serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Link", "</a.css>")
+		w.WriteHeader(http.StatusEarlyHints)
+		w.WriteHeader(http.StatusOK)
+	}))
+	var hints []string
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(code int, h textproto.MIMEHeader) error {
+		hints = append(hints, fmt.Sprint(code, h.Get("Link")))
+		return nil
+	}})
+	req, _ := http.NewRequestWithContext(ctx, "GET", b.url+"/function/fib", nil)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode != 200 || len(hints) != 1 || hints[0] != "103</a.css>" {
+		t.Errorf("%d, hints %q", resp.StatusCode, hints)
+	}
+}
+
+func TestWebSocketsGoThroughAndCountAsOpen(t *testing.T) {
+	t.Parallel()
+	b := setup(t, raw(t, func(c net.Conn, r *bufio.Reader) {
+		readHead(r)
+		_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		_, _ = io.Copy(c, r)
+	}))
+	c, err := net.Dial("tcp", b.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	fmt.Fprint(c, "GET /function/fib/ws HTTP/1.1\r\nHost: e\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+	r := bufio.NewReader(c)
+	if head := readHead(r); head[0] != "HTTP/1.1 101 Switching Protocols" {
+		t.Fatalf("%q", head)
+	}
+	fmt.Fprint(c, "ping")
+	echo := make([]byte, 4)
+	if _, err := io.ReadFull(r, echo); err != nil || string(echo) != "ping" {
+		t.Fatalf("%q %v", echo, err)
+	}
+	if b.tracker.Open() != 1 {
+		t.Error("an upgraded connection is not counted")
+	}
+	_ = c.Close()
+	b.idle(t)
+}
+
+func TestTheCallersAbortCancelsTheFunction(t *testing.T) {
+	t.Parallel()
+	in, cut := make(chan struct{}), make(chan struct{})
+	b := setup(t, serve(t, func(_ http.ResponseWriter, r *http.Request) {
+		close(in)
+		<-r.Context().Done()
+		close(cut)
+	}))
+	ctx, cancel := context.WithCancel(t.Context())
+	req, _ := http.NewRequestWithContext(ctx, "GET", b.url+"/function/fib", nil)
+	go func() {
+		<-in
+		cancel()
+	}()
+	if _, err := http.DefaultClient.Do(req); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	select {
+	case <-cut:
+	case <-time.After(5 * time.Second):
+		t.Fatal("the function was not cancelled")
+	}
+	b.idle(t)
+}
+
+func TestADeadReplicaIsPassedOver(t *testing.T) {
+	t.Parallel()
+	var calls atomic.Int32
+	alive := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		calls.Add(1)
+		_, _ = io.Copy(w, r.Body)
+	})
+	b := setup(t, refusing(t), refusing(t), alive)
+	for range 10 {
+		resp, err := http.Post(b.url+"/function/fib", "text/plain", strings.NewReader("body"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if resp.StatusCode != 200 || string(body) != "body" {
+			t.Fatalf("%d %s", resp.StatusCode, body)
+		}
+	}
+	if calls.Load() != 10 {
+		t.Errorf("%d calls", calls.Load())
+	}
+	b.idle(t)
+}
+
+// An idle connection that the function closed is no reason to fail a call, whatever its method.
+func TestAClosedIdleConnectionCostsNothing(t *testing.T) {
+	t.Parallel()
+	var conns atomic.Int32
+	b := setup(t, raw(t, func(c net.Conn, r *bufio.Reader) {
+		conns.Add(1)
+		readHead(r)
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") // and closes, without a word
+	}))
+	for i := range 20 {
+		resp, body := b.send(t, "POST", "POST /function/fib HTTP/1.1\r\nHost: e\r\nContent-Length: 0\r\n\r\n")
+		if resp.StatusCode != 200 && i > 0 {
+			// The close may be on its way while the request is: then it is a broken call, truthfully told.
+			if resp.StatusCode != 502 {
+				t.Fatalf("%d %s", resp.StatusCode, body)
+			}
+		}
+		time.Sleep(2 * time.Millisecond) // lets the close arrive, as between two callers
+	}
+	if conns.Load() < 15 {
+		t.Errorf("%d connections", conns.Load())
+	}
+}
+
+func TestACallIsNeverSentTwice(t *testing.T) {
+	t.Parallel()
+	for _, method := range []string{"GET", "POST", "DELETE", "HEAD", "OPTIONS"} {
+		var requests atomic.Int32
+		address := raw(t, func(c net.Conn, r *bufio.Reader) {
+			for n := 0; ; n++ {
+				if len(readHead(r)) == 0 {
+					return
+				}
+				if n > 0 || requests.Load() > 0 {
+					requests.Add(1)
+					return // took the second request of the connection and died with it
+				}
+				_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+			}
+		})
+		b := setup(t, address)
+		request := method + " /function/fib HTTP/1.1\r\nHost: e\r\nIdempotency-Key: k\r\nX-Idempotency-Key: k\r\nContent-Length: 0\r\n\r\n"
+		b.send(t, method, request)
+		resp, _ := b.send(t, method, request)
+		if resp.StatusCode != 502 || requests.Load() != 1 {
+			t.Errorf("%s: %d after %d requests, want 502 after 1", method, resp.StatusCode, requests.Load())
+		}
+	}
+}
+
+func TestFailures(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name    string
+		address string
+		timeout time.Duration
+		status  int
+		kind    string
+	}{
+		{"every replica refuses", refusing(t), 5 * time.Second, 503, "unreachable"},
+		{"closed before the headers", raw(t, func(_ net.Conn, r *bufio.Reader) { readHead(r) }), 5 * time.Second, 502, "bad-gateway"},
+		{"no HTTP", raw(t, func(c net.Conn, r *bufio.Reader) {
+			readHead(r)
+			_, _ = io.WriteString(c, "nonsense\r\n\r\n")
+		}), 5 * time.Second, 502, "bad-gateway"},
+		{"headers without end", raw(t, func(c net.Conn, r *bufio.Reader) {
+			readHead(r)
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nX: "+strings.Repeat("x", 128<<10))
+		}), 5 * time.Second, 502, "bad-gateway"},
+		{"no headers in time", raw(t, func(c net.Conn, r *bufio.Reader) {
+			readHead(r)
+			_, _ = io.ReadAll(r) // until the edge gives up
+		}), 50 * time.Millisecond, 504, "timeout"},
+		{"an upgrade nobody asked for", raw(t, func(c net.Conn, r *bufio.Reader) {
+			readHead(r)
+			_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		}), 5 * time.Second, 502, "bad-gateway"},
+	} {
+		b := setup(t, c.address)
+		b.timeout = c.timeout
+		resp, body := b.send(t, "GET", "GET /function/fib HTTP/1.1\r\nHost: e\r\n\r\n")
+		if resp.StatusCode != c.status || resp.Header.Get("Content-Type") != "application/problem+json" || !strings.Contains(body, "urn:slimfaas:"+c.kind) {
+			t.Errorf("%s: %d %s", c.name, resp.StatusCode, body)
+		}
+		if (c.status == 503) != (resp.Header.Get("Retry-After") != "") {
+			t.Errorf("%s: Retry-After %q", c.name, resp.Header.Get("Retry-After"))
+		}
+		b.idle(t)
+	}
+}
+
+func TestABodyOverTheLimitIs413(t *testing.T) {
+	t.Parallel()
+	b := setup(t, serve(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }))
+	inner := b.handler
+	b.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Body = http.MaxBytesReader(w, r.Body, 100)
+		inner.ServeHTTP(w, r)
+	})
+	resp, body := b.send(t, "POST", "POST /function/fib HTTP/1.1\r\nHost: e\r\nTransfer-Encoding: chunked\r\n\r\n80\r\n"+strings.Repeat("x", 128)+"\r\n0\r\n\r\n")
+	if resp.StatusCode != 413 {
+		t.Errorf("%d %s", resp.StatusCode, body)
+	}
+	b.idle(t)
+}
+
+// The caller must see that an answer is not whole, over HTTP/1.1 and HTTP/2.
+func TestATruncatedAnswerIsVisible(t *testing.T) {
+	t.Parallel()
+	for name, head := range map[string]string{
+		"length":  "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf",
+		"chunked": "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+	} {
+		b := setup(t, raw(t, func(c net.Conn, r *bufio.Reader) {
+			readHead(r)
+			_, _ = io.WriteString(c, head)
+		}))
+		var p2 http.Protocols
+		p2.SetUnencryptedHTTP2(true)
+		for _, transport := range []*http.Transport{{}, {Protocols: &p2}} {
+			req, _ := http.NewRequestWithContext(t.Context(), "GET", b.url+"/function/fib", nil)
+			resp, err := transport.RoundTrip(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(resp.Body)
+			_ = resp.Body.Close()
+			if err == nil {
+				t.Errorf("%s, %s: a broken answer looks whole: %q", name, resp.Proto, body)
+			}
+			transport.CloseIdleConnections()
+		}
+		b.idle(t)
+	}
+}
+
+func TestASlowUploadIsNotATimeout(t *testing.T) {
+	t.Parallel()
+	b := setup(t, serve(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) }))
+	b.timeout = 100 * time.Millisecond
+	r, w := io.Pipe()
+	go func() {
+		for range 6 {
+			_, _ = io.WriteString(w, "x")
+			time.Sleep(50 * time.Millisecond) // a slow caller
+		}
+		_ = w.Close()
+	}()
+	resp, err := http.Post(b.url+"/function/fib", "text/plain", r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if body, _ := io.ReadAll(resp.Body); resp.StatusCode != 200 || string(body) != "xxxxxx" {
+		t.Errorf("%d %q", resp.StatusCode, body)
+	}
+}
+
+// A function may answer without reading the body; a caller that then sends nothing more must not hold the call.
+func TestAnEarlyAnswerEndsTheCallThoughTheBodyIsNotSent(t *testing.T) {
+	t.Parallel()
+	b := setup(t, raw(t, func(c net.Conn, r *bufio.Reader) {
+		readHead(r)
+		_, _ = io.WriteString(c, "HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno")
+		_, _ = io.Copy(io.Discard, r)
+	}))
+	c, err := net.Dial("tcp", b.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	fmt.Fprint(c, "POST /function/fib HTTP/1.1\r\nHost: e\r\nContent-Length: 1000000\r\n\r\npart")
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body, err := io.ReadAll(resp.Body); resp.StatusCode != 401 || string(body) != "no" {
+		t.Fatalf("%d %q %v", resp.StatusCode, body, err)
+	}
+	b.idle(t)
+}
