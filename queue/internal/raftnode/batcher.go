@@ -208,6 +208,8 @@ func (b *batcher) take() []*proposal {
 	}
 	if len(batch) > 0 {
 		b.inFlight++
+	} else {
+		b.settle()
 	}
 	return batch
 }

@@ -48,6 +48,10 @@ func (s *logSizes) begin(trailingBytes int64) (trailing uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.bytes, s.entries = 0, 0
+	select {
+	case <-s.due: // said again between the word and now
+	default:
+	}
 	left := trailingBytes
 	for i := range ringSize {
 		left -= int64(s.ring[(s.next-1-i+ringSize)%ringSize])
