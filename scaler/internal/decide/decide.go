@@ -50,8 +50,10 @@ func (s *Facts) Decide(f *Function) Decision {
 	waiting, warnings := s.dependencies(f)
 	d := s.wanted(f, waiting)
 	d.Warnings = warnings
-	if next, ok := f.Spec.NextScheduled(s.now); ok {
-		d.Next = soonest(d.Next, next)
+	if rules := f.Spec.Schedule.Default; len(rules.WakeUp)+len(rules.ScaleDownTimeout) > 0 { // without rules the question is dear: it loads a zone
+		if next, ok := f.Spec.NextScheduled(s.now); ok {
+			d.Next = soonest(d.Next, next)
+		}
 	}
 	if d.Replicas > f.Wanted && f.StartFailure != "" {
 		d.Reason = fmt.Sprintf("wants %d replicas, but a replica cannot be placed: %s", d.Replicas, f.StartFailure)

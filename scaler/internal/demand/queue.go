@@ -28,6 +28,7 @@ type queued struct {
 	work     Work
 	term     uint64
 	sequence uint64
+	heard    time.Time
 }
 
 // NewQueue makes an empty keeper.
@@ -54,11 +55,7 @@ func (q *Queue) Apply(now time.Time, report *wire.DemandReport) bool {
 		if len(q.functions) >= maxReported && q.functions[f.GetFunction()] == nil {
 			continue
 		}
-		work := Work{Queued: f.GetQueued(), Running: f.GetRunning(), Awaiting: f.GetAwaiting(), Waiting: f.GetWaiting()}
-		if f.GetHasNextTry() {
-			work.NextTry = now.Add(milliseconds(f.GetNextTryInMs()))
-		}
-		q.functions[f.GetFunction()] = &queued{work: work, term: term, sequence: sequence}
+		q.functions[f.GetFunction()] = &queued{work: work(now, f), term: term, sequence: sequence, heard: now}
 	}
 	if report.GetFull() {
 		q.part(term, sequence, report.GetPart(), max(report.GetParts(), 1))
@@ -100,4 +97,31 @@ func (q *Queue) Complete() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.complete
+}
+
+// Answer takes the answer to a question that was asked at began: everything the queue held. What was heard since is newer.
+func (q *Queue) Answer(began, now time.Time, report *wire.DemandReport) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if report.GetTerm() < q.term {
+		return
+	}
+	if report.GetTerm() > q.term {
+		q.term, q.sequence, q.round = report.GetTerm(), 0, round{}
+	}
+	maps.DeleteFunc(q.functions, func(_ string, f *queued) bool { return f.heard.Before(began) })
+	for _, f := range report.GetFunctions() {
+		if q.functions[f.GetFunction()] == nil && len(q.functions) < maxReported {
+			q.functions[f.GetFunction()] = &queued{work: work(now, f), term: report.GetTerm(), sequence: q.sequence, heard: now}
+		}
+	}
+	q.complete = true
+}
+
+func work(now time.Time, f *wire.FunctionDemand) Work {
+	w := Work{Queued: f.GetQueued(), Running: f.GetRunning(), Awaiting: f.GetAwaiting(), Waiting: f.GetWaiting()}
+	if f.GetHasNextTry() {
+		w.NextTry = now.Add(milliseconds(f.GetNextTryInMs()))
+	}
+	return w
 }

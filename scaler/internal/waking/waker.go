@@ -1,0 +1,265 @@
+// Package waking raises functions from zero. It needs no leader: raising is monotone and idempotent, so every scaler that
+// hears a wake does it at once, with the orchestrator's own revision as precondition.
+package waking
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/slimfaas/slimfaas/scaler/internal/decide"
+	"github.com/slimfaas/slimfaas/scaler/internal/fleet"
+	"github.com/slimfaas/slimfaas/scaler/internal/orchestrator"
+)
+
+const (
+	// maxRaising bounds the requests to the orchestrator at one time.
+	maxRaising = 64
+	// raised: the orchestrator's watch shows a raise within this time; till then it is not asked again.
+	raised = time.Second
+	// remembered is how long a wake is remembered after it was heard.
+	remembered = time.Minute
+
+	firstPause = 50 * time.Millisecond
+	maxPause   = time.Second
+)
+
+// Options of a Waker. All are required.
+type Options struct {
+	Orchestrator orchestrator.Orchestrator
+	Fleet        *fleet.Fleet
+	Sighted      func(function string, f *fleet.Function, r *orchestrator.Replica) // publishes one sighting
+	// Leading says whether this scaler leads: then its records tell what sightings would.
+	Leading func() bool
+	Log     *slog.Logger
+}
+
+// Waker raises functions. Heard and Raise never block.
+type Waker struct {
+	Options
+	signal chan struct{}
+
+	mu      sync.Mutex
+	pending map[string]*attempt // functions somebody wants awake
+	heard   map[string]time.Time
+	asked   uint64 // requests made to the orchestrator
+}
+
+// attempt is one function on its way up.
+type attempt struct {
+	until    time.Time // nobody wants it any more after this
+	inFlight bool
+	done     time.Time             // of the last success; zero: none
+	from     orchestrator.Revision // what the watch showed at that success
+	next     time.Time             // not before
+	pause    time.Duration
+	revision orchestrator.Revision // a newer one than the watch has shown; empty: none
+}
+
+// New makes a waker; Run does the work.
+func New(options Options) *Waker {
+	return &Waker{
+		Options: options, signal: make(chan struct{}, 1),
+		pending: map[string]*attempt{}, heard: map[string]time.Time{},
+	}
+}
+
+// Heard takes the functions of a wake from the bus. Unknown ones are ignored.
+func (w *Waker) Heard(functions []string) {
+	now := time.Now()
+	view := w.Fleet.View()
+	w.mu.Lock()
+	for _, name := range functions {
+		if f := view.Functions[name]; f != nil && len(f.Problems) == 0 {
+			w.heard[f.Name] = now
+			w.want(f.Name, now)
+		}
+	}
+	w.mu.Unlock()
+	w.poke()
+}
+
+// Raise wants a function awake without a wake from the bus: the leader's decision.
+func (w *Waker) Raise(function string) {
+	w.mu.Lock()
+	w.want(function, time.Now())
+	w.mu.Unlock()
+	w.poke()
+}
+
+// want notes the wish. The caller holds mu.
+func (w *Waker) want(function string, now time.Time) {
+	one := w.pending[function]
+	if one == nil {
+		one = &attempt{}
+		w.pending[function] = one
+	}
+	one.until = now.Add(decide.WakeHolds)
+}
+
+// Woken lists when wakes were last heard, by function.
+func (w *Waker) Woken() map[string]time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return maps.Clone(w.heard)
+}
+
+// Asked counts the requests made to the orchestrator.
+func (w *Waker) Asked() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.asked
+}
+
+func (w *Waker) poke() {
+	select {
+	case w.signal <- struct{}{}:
+	default:
+	}
+}
+
+// Run raises what is wanted until ctx ends, and waits for the requests under way.
+func (w *Waker) Run(ctx context.Context) error {
+	changed := make(chan struct{}, 1)
+	w.Fleet.Notify(changed)
+	defer w.Fleet.Forget(changed)
+	var wait sync.WaitGroup
+	defer wait.Wait()
+	slots := make(chan struct{}, maxRaising)
+	sights := newSightings(w)
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		now := time.Now()
+		next := w.pass(ctx, now, &wait, slots, sights)
+		next = min(next, sights.pass(now, w.Fleet.View()))
+		timer.Reset(next)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-w.signal:
+		case <-changed:
+		case <-timer.C:
+		}
+	}
+}
+
+// pass starts what can start now, and says when to look again at the latest.
+func (w *Waker) pass(ctx context.Context, now time.Time, wait *sync.WaitGroup, slots chan struct{}, sights *sightings) time.Duration {
+	view := w.Fleet.View()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	next := time.Hour
+	maps.DeleteFunc(w.heard, func(_ string, at time.Time) bool { return now.Sub(at) > remembered })
+	order := map[string]bool{}
+	for name, one := range w.pending {
+		if now.After(one.until) && !one.inFlight {
+			delete(w.pending, name)
+			continue
+		}
+		next = min(next, one.until.Sub(now)+time.Millisecond)
+		f := view.Functions[name]
+		if f == nil {
+			continue
+		}
+		if f.Wanted > 0 {
+			sights.wanted(name, now)
+			continue
+		}
+		for _, raise := range startOrder(now, view, name) {
+			order[raise] = true
+		}
+	}
+	for name := range order {
+		one := w.pending[name]
+		if one == nil {
+			one = &attempt{until: now.Add(decide.WakeHolds)}
+			w.pending[name] = one
+		}
+		ready := one.next
+		if !one.done.IsZero() && one.from == view.Functions[name].Revision {
+			ready = one.done.Add(raised)
+		}
+		if one.inFlight || now.Before(ready) {
+			next = min(next, max(ready.Sub(now), time.Millisecond))
+			continue
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			next = min(next, 10*time.Millisecond)
+			continue
+		}
+		one.inFlight = true
+		w.asked++
+		f := view.Functions[name]
+		revision := f.Revision
+		if one.revision != "" {
+			revision = one.revision
+		}
+		wait.Go(func() {
+			defer func() { <-slots }()
+			w.raise(ctx, f, revision)
+		})
+	}
+	return next
+}
+
+// raise asks the orchestrator once.
+func (w *Waker) raise(ctx context.Context, f *fleet.Function, revision orchestrator.Revision) {
+	began := time.Now()
+	scaled, err := w.Orchestrator.Wake(ctx, f.Name, revision, decide.StartCount(f.Spec))
+	var conflict *orchestrator.Conflict
+	if errors.As(err, &conflict) {
+		scaled = conflict.Current
+		if scaled.Wanted > 0 {
+			err = nil // another was faster
+		}
+	}
+	now := time.Now()
+	w.mu.Lock()
+	one := w.pending[f.Name]
+	if one == nil {
+		one = &attempt{}
+		w.pending[f.Name] = one
+	}
+	one.inFlight = false
+	if err == nil {
+		one.done, one.from, one.pause, one.revision = now, f.Revision, 0, ""
+	} else {
+		one.revision = scaled.Revision
+		if conflict == nil {
+			one.pause = min(max(2*one.pause, firstPause), maxPause)
+			one.next = now.Add(one.pause)
+		}
+	}
+	w.mu.Unlock()
+	if err == nil {
+		w.Log.Info("raised", "fn", f.Name, "replicas", scaled.Wanted, "took", now.Sub(began))
+	} else if ctx.Err() == nil {
+		w.Log.Warn("could not raise a function yet", "fn", f.Name, "err", err)
+	}
+	w.poke()
+}
+
+// startOrder says what to raise so that a function can run, looking only at it and what it depends on.
+func startOrder(now time.Time, view *fleet.View, name string) []string {
+	var functions []*decide.Function
+	seen := map[string]bool{}
+	for next := []string{name}; len(next) > 0; next = next[1:] {
+		f := view.Functions[next[0]]
+		if f == nil || seen[f.Name] {
+			continue
+		}
+		seen[f.Name] = true
+		functions = append(functions, &decide.Function{
+			Name: f.Name, Spec: f.Spec, Broken: len(f.Problems) > 0, Fixed: f.Fixed,
+			Wanted: f.Wanted, Ready: f.Ready(), StartFailure: f.StartFailure(),
+		})
+		next = append(next, f.Spec.DependsOn...)
+	}
+	return decide.NewFacts(now, functions).StartOrder(name)
+}
