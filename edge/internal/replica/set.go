@@ -23,6 +23,7 @@ type Set struct {
 	// again. Set it before the first Apply.
 	Woken func(*Function)
 
+	epoch     atomic.Uint64                        // the highest of a record applied
 	functions atomic.Pointer[map[string]*Function] // copied on change; functions come and go rarely
 
 	mu      sync.Mutex         // guards writers of functions and the fields below
@@ -61,9 +62,13 @@ func (s *Set) Apply(rec *wire.FunctionRecord, spec *function.Specification) {
 	}
 }
 
+// Epoch is the highest epoch of the records applied; 0 before the first.
+func (s *Set) Epoch() uint64 { return s.epoch.Load() }
+
 func (s *Set) apply(rec *wire.FunctionRecord, spec *function.Specification) *Function {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	defer func() { s.epoch.Store(max(s.epoch.Load(), rec.GetVersion().GetEpoch())) }() // after: who reports it has applied it
 	old := *s.functions.Load()
 	f := old[rec.GetName()]
 	if rec.GetDeleted() || spec == nil {

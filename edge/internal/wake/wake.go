@@ -7,8 +7,10 @@ package wake
 
 import (
 	"context"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -62,10 +64,11 @@ func New(o Options) *Waker {
 func (w *Waker) Run(ctx context.Context) {
 	w.mu.Lock()
 	w.ctx = ctx
-	for _, l := range w.lots {
-		l.look()
-	}
+	early := slices.Collect(maps.Values(w.lots))
 	w.mu.Unlock()
+	for _, l := range early { // somebody may have parked before
+		l.start()
+	}
 	<-ctx.Done()
 	w.mu.Lock()
 	w.ctx = nil
