@@ -58,6 +58,10 @@ func (d *demo) routes() http.Handler {
 	mux.HandleFunc("/status/{code}", d.status)
 	mux.HandleFunc("/stream", d.stream)
 	mux.HandleFunc("/callback-later", d.callbackLater)
+	mux.HandleFunc("POST /shutdown", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Println("asked by the shutdown hook") // SIGTERM follows: nothing else to do
+		w.WriteHeader(http.StatusNoContent)
+	})
 	mux.HandleFunc("GET /events", d.list)
 	mux.HandleFunc("GET /events/{rest...}", d.list)
 	mux.HandleFunc("/events", d.receive)
@@ -93,8 +97,12 @@ func fibonacci(n int) int {
 	return fibonacci(n-1) + fibonacci(n-2)
 }
 
-// slow answers after ?ms=, or not at all when the caller goes. It finishes also when the program is told to end.
+// slow answers after ?ms=, or not at all when the caller goes. It finishes also when the program is told to end. With
+// ?early=1 the headers come at once.
 func (d *demo) slow(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Query().Get("early") != "" && http.NewResponseController(w).Flush() != nil {
+		return
+	}
 	pause := milliseconds(r.URL.Query().Get("ms"))
 	if wait(r.Context(), pause) != nil {
 		return
