@@ -18,17 +18,12 @@ const lastWords = time.Second
 // ErrBadHello: the first message of a stream is not a hello, or lacks name or incarnation.
 var ErrBadHello = errors.New("stream must begin with a hello that has name and incarnation")
 
-// Stream is one edge's connection, as the API gives it.
-type Stream struct {
-	Receive func() (*wire.DeliverUp, error)
-	Send    func(*wire.DeliverDown) error
-	// Cut makes a Receive or Send that blocks return. Safe to call at any time, also more than once.
-	Cut func()
-}
-
-// Deliver serves one edge until its stream, its session or this node's leadership ends.
-func (d *Dispatcher) Deliver(ctx context.Context, stream Stream) error {
-	first, err := stream.Receive()
+// Deliver serves one edge until its stream, its session or this node's leadership ends. cut makes a receive or send that blocks
+// return; it is called once, last.
+func (d *Dispatcher) Deliver(
+	ctx context.Context, receive func() (*wire.DeliverUp, error), send func(*wire.DeliverDown) error, cut func(),
+) error {
+	first, err := receive()
 	if err != nil {
 		return fmt.Errorf("reading the hello: %w", err)
 	}
@@ -39,13 +34,13 @@ func (d *Dispatcher) Deliver(ctx context.Context, stream Stream) error {
 	o, s, l, err := d.attach(ctx, hello)
 	if err != nil {
 		d.log.Debug("stream refused", "edge", hello.GetName(), "err", err)
-		return d.refer(stream)
+		return d.refer(send)
 	}
 	d.log.Info("edge attached", "edge", s.Name, "session", s.ID, "holds", len(hello.GetHeld()))
 	over := make(chan struct{})
 	var helpers sync.WaitGroup
 	helpers.Go(func() {
-		d.read(o, s, l, stream.Receive)
+		d.read(o, s, l, receive)
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		l.close()
@@ -61,13 +56,13 @@ func (d *Dispatcher) Deliver(ctx context.Context, stream Stream) error {
 			}
 		case <-over:
 		}
-		stream.Cut()
+		cut()
 	})
-	unsent, err := d.write(ctx, o, s, l, stream.Send)
+	unsent, err := d.write(ctx, o, s, l, send)
 	d.with(o, func(now time.Time) { o.detach(s, l, unsent, now) })
 	signal(d.wake)
 	if err == nil {
-		err = d.refer(stream)
+		err = d.refer(send)
 	}
 	close(over)
 	helpers.Wait()
@@ -76,8 +71,8 @@ func (d *Dispatcher) Deliver(ctx context.Context, stream Stream) error {
 }
 
 // refer sends the edge to the leader.
-func (d *Dispatcher) refer(stream Stream) error {
-	return stream.Send(&wire.DeliverDown{Down: &wire.DeliverDown_NotLeader{NotLeader: d.config.NotLeader()}})
+func (d *Dispatcher) refer(send func(*wire.DeliverDown) error) error {
+	return send(&wire.DeliverDown{Down: &wire.DeliverDown_NotLeader{NotLeader: d.config.NotLeader()}})
 }
 
 // attach opens the session when there is none yet, and makes this stream its stream.
