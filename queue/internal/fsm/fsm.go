@@ -142,9 +142,9 @@ type Counters struct {
 }
 
 // Unfinished calls of the function.
-func (c Counters) Unfinished() uint64 { return c.Queued + c.Running + c.Awaiting + c.Waiting }
+func (n Counters) Unfinished() uint64 { return n.Queued + n.Running + n.Awaiting + n.Waiting }
 
 // Conserved says whether the law holds.
-func (c Counters) Conserved() bool {
-	return c.Accepted+c.Redriven == c.Succeeded+c.Dead+c.Cancelled+c.Unfinished()
+func (n Counters) Conserved() bool {
+	return n.Accepted+n.Redriven == n.Succeeded+n.Dead+n.Cancelled+n.Unfinished()
 }

@@ -30,5 +30,5 @@ func (s sink) Accept(_ string, level hclog.Level, message string, args ...any) {
 	case hclog.Error:
 		to = slog.LevelError
 	}
-	s.log.Log(context.Background(), to, "raft: "+message, args...)
+	s.log.Log(context.Background(), to, message, append([]any{"from", "raft"}, args...)...) //nolint:sloglint // the message is the library's
 }

@@ -130,7 +130,7 @@ func Open(config Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the snapshots: %w", err)
 	}
-	stream, err := newStream(config)
+	stream, err := newStream(n.life, config)
 	if err != nil {
 		return nil, err
 	}

@@ -234,10 +234,10 @@ func TestAFollowerRefusesAndNamesTheLeader(t *testing.T) {
 	follower := c.nodes[(leader+1)%3]
 	want := ErrNotLeader{Leader: fmt.Sprintf("queue-%d", leader)}
 	eventually(t, "known leader", func() bool { return follower.Leader() == want.Leader })
-	if _, _, err := follower.Propose(t.Context(), accept(1, nil)); err != error(want) {
+	if _, _, err := follower.Propose(t.Context(), accept(1, nil)); !errors.Is(err, want) {
 		t.Fatalf("propose: %v", err)
 	}
-	if err := follower.ReadBarrier(t.Context()); err != error(want) {
+	if err := follower.ReadBarrier(t.Context()); !errors.Is(err, want) {
 		t.Fatalf("read: %v", err)
 	}
 	if err := c.nodes[leader].ReadBarrier(t.Context()); err != nil {

@@ -1,6 +1,7 @@
 package raftnode
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"time"
@@ -12,6 +13,8 @@ import (
 type stream struct {
 	net.Listener
 	advertise advertised
+	// life ends dials under way when the node stops; the library's interface gives no context.
+	life context.Context
 }
 
 var _ raft.StreamLayer = (*stream)(nil)
@@ -22,16 +25,16 @@ type advertised string
 func (advertised) Network() string  { return "tcp" }
 func (a advertised) String() string { return string(a) }
 
-func newStream(config Config) (*stream, error) {
+func newStream(life context.Context, config Config) (*stream, error) {
 	listener := config.Listener
 	if listener == nil {
 		var err error
-		if listener, err = net.Listen("tcp", config.ListenAddress); err != nil {
+		if listener, err = (&net.ListenConfig{}).Listen(life, "tcp", config.ListenAddress); err != nil {
 			return nil, fmt.Errorf("listening for raft: %w", err)
 		}
 	}
 	self, _ := config.member(config.Name)
-	return &stream{Listener: listener, advertise: advertised(self.RaftAddress)}, nil
+	return &stream{Listener: listener, advertise: advertised(self.RaftAddress), life: life}, nil
 }
 
 // Addr is what the others dial, not what is listened on.
@@ -39,7 +42,7 @@ func (s *stream) Addr() net.Addr { return s.advertise }
 
 // Dial resolves the name each time: pods come back with other addresses.
 func (s *stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	return net.DialTimeout("tcp", string(address), timeout)
+	return (&net.Dialer{Timeout: timeout}).DialContext(s.life, "tcp", string(address))
 }
 
 // addresses by name from the configuration of this start: those in the log are of the first one.

@@ -20,7 +20,7 @@ import (
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
 )
 
-// ErrNotFound: no payload at that place.
+// ErrNotFound is the answer when there is no payload at that place.
 var ErrNotFound = errors.New("payload not found")
 
 const (
