@@ -1,0 +1,208 @@
+package queueclient
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"net/http"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/slimfaas/slimfaas/shared/wire"
+)
+
+// GetCall reads one call; with wait_ms it answers when the call ends or that time is up.
+func (c *Client) GetCall(ctx context.Context, r *wire.GetCallRequest) (*wire.GetCallResponse, error) {
+	return ask(ctx, c, "reading a call", time.Duration(r.GetWaitMs())*time.Millisecond, func(ctx context.Context, n *node) (*connect.Response[wire.GetCallResponse], error) {
+		return n.queue.GetCall(ctx, connect.NewRequest(r))
+	})
+}
+
+// Facts reads sessions, locks, history and overrides.
+func (c *Client) Facts(ctx context.Context) (*wire.FactsResponse, error) {
+	return ask(ctx, c, "reading the facts", 0, func(ctx context.Context, n *node) (*connect.Response[wire.FactsResponse], error) {
+		return n.queue.Facts(ctx, connect.NewRequest(&wire.FactsRequest{}))
+	})
+}
+
+// Demand reads the demand of every function.
+func (c *Client) Demand(ctx context.Context) (*wire.DemandReport, error) {
+	return ask(ctx, c, "reading the demand", 0, func(ctx context.Context, n *node) (*connect.Response[wire.DemandReport], error) {
+		return n.queue.Demand(ctx, connect.NewRequest(&wire.DemandRequest{}))
+	})
+}
+
+// Heartbeat keeps the session of a scaler.
+func (c *Client) Heartbeat(ctx context.Context, r *wire.HeartbeatRequest) (*wire.HeartbeatResponse, error) {
+	return ask(ctx, c, "keeping the session", 0, func(ctx context.Context, n *node) (*connect.Response[wire.HeartbeatResponse], error) {
+		return n.queue.Heartbeat(ctx, connect.NewRequest(r))
+	})
+}
+
+// ask carries out something that may be repeated without harm through the leader, going on from one to the next until
+// ctx ends, or until there has been none for LeaderWait. patience is added to the time of one attempt.
+func ask[T any](ctx context.Context, c *Client, what string, patience time.Duration, call func(context.Context, *node) (*connect.Response[T], error)) (*T, error) {
+	lost := time.Now() // when the leader was last known to be there
+	fruitless := 0
+	var last error
+	for {
+		url, err := c.leader.find(ctx)
+		if err == nil {
+			var answer *T
+			if answer, err = try(ctx, c, url, patience, call); err == nil {
+				return answer, nil
+			}
+			if final(err) || connect.CodeOf(err) == connect.CodeInvalidArgument {
+				return nil, fmt.Errorf("%s: %w: %w", what, ErrNotHandedOver, err)
+			}
+		}
+		if ctx.Err() == nil || last == nil { // the end of ctx is not the reason
+			last = err
+		}
+		switch {
+		case ctx.Err() != nil:
+			return nil, fmt.Errorf("%s: %w (%w)", what, ctx.Err(), last)
+		case c.life.Err() != nil:
+			return nil, fmt.Errorf("%s: %w", what, ErrClosed)
+		case time.Since(lost) > c.options.LeaderWait+c.options.RPCTimeout:
+			return nil, fmt.Errorf("%s: %w: %w", what, ErrNoLeader, last)
+		case fruitless > 0 || err == ErrNoLeader: //nolint:errorlint // find returns it bare
+			if time.Since(lost) > c.options.LeaderWait {
+				return nil, fmt.Errorf("%s: %w: %w", what, ErrNoLeader, last)
+			}
+			sleep(ctx, pause(fruitless))
+		}
+		fruitless++
+	}
+}
+
+// try is one attempt at one node.
+func try[T any](ctx context.Context, c *Client, url string, patience time.Duration, call func(context.Context, *node) (*connect.Response[T], error)) (*T, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.options.RPCTimeout+patience)
+	defer cancel()
+	defer context.AfterFunc(c.life, cancel)()
+	answer, err := call(ctx, c.node(url))
+	if err == nil {
+		c.leader.answered(url)
+		return answer.Msg, nil
+	}
+	if n, ok := notLeader(err); ok {
+		c.leader.learn(url, n.GetLeaderApi())
+	} else if !final(err) && connect.CodeOf(err) != connect.CodeCanceled {
+		c.leader.failed(url)
+	}
+	return nil, err
+}
+
+// Cluster describes the members, in the words of the first node that answers; one that knows a leader is preferred.
+func (c *Client) Cluster(ctx context.Context) (*wire.ClusterResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.options.RPCTimeout)
+	defer cancel()
+	defer context.AfterFunc(c.life, cancel)()
+	type said struct {
+		answer *wire.ClusterResponse
+		err    error
+	}
+	all := make(chan said, len(c.options.Endpoints))
+	var asked sync.WaitGroup
+	for _, url := range c.options.Endpoints {
+		asked.Go(func() {
+			r, err := c.node(url).queue.Cluster(ctx, connect.NewRequest(&wire.ClusterRequest{}))
+			if err != nil {
+				all <- said{err: err}
+				return
+			}
+			all <- said{answer: r.Msg}
+		})
+	}
+	defer asked.Wait()
+	defer cancel()
+	var best *wire.ClusterResponse
+	last := fmt.Errorf("no queue node is configured: %w", ErrNotHandedOver)
+	for range c.options.Endpoints {
+		s := <-all
+		switch {
+		case s.err != nil:
+			last = s.err
+		case s.answer.GetLeader() != "":
+			return s.answer, nil
+		case best == nil:
+			best = s.answer
+		}
+	}
+	if best == nil {
+		return nil, fmt.Errorf("describing the cluster: %w", last)
+	}
+	return best, nil
+}
+
+// PullTable asks a queue node for its copy of the function table, what is newer than since or (nil) all of it; each call begins with
+// another node and goes on to the next while none has answered. It has the shape table.Follower wants.
+func (c *Client) PullTable(ctx context.Context, since *wire.Version) iter.Seq2[*wire.PullResponse, error] {
+	return func(yield func(*wire.PullResponse, error) bool) {
+		c.mu.Lock()
+		first := c.pulls
+		c.pulls++
+		c.mu.Unlock()
+		var err error
+		for i := range c.options.Endpoints {
+			n := c.node(c.options.Endpoints[(first+i)%len(c.options.Endpoints)])
+			var answered, goOn bool
+			if answered, goOn, err = n.pull(ctx, since, c.options.RPCTimeout, yield); err == nil || !goOn {
+				return
+			}
+			if answered || ctx.Err() != nil { // half a table must not be taken for the beginning of another node's
+				break
+			}
+		}
+		if err == nil {
+			err = fmt.Errorf("no queue node is configured: %w", ErrNotHandedOver)
+		}
+		yield(nil, fmt.Errorf("pulling the function table: %w", err))
+	}
+}
+
+// pull yields the pages of one node. answered: a page came; goOn is false when the receiver has had enough.
+func (n *node) pull(ctx context.Context, since *wire.Version, patience time.Duration, yield func(*wire.PullResponse, error) bool) (answered, goOn bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	slow := time.AfterFunc(patience, cancel) // a node that does not begin is left; one that begins is watched by its connection
+	defer slow.Stop()
+	stream, err := n.table.Pull(ctx, connect.NewRequest(&wire.PullRequest{Since: since}))
+	if err != nil {
+		return false, true, err
+	}
+	defer stream.Close()
+	for stream.Receive() {
+		slow.Stop()
+		answered = true
+		if !yield(stream.Msg(), nil) {
+			return true, false, nil
+		}
+	}
+	return answered, true, stream.Err()
+}
+
+// Puller pulls tables from addresses that are not known beforehand: a queue node from the leading scaler. End it with Close.
+type Puller struct {
+	token string
+	http  *http.Client
+}
+
+// NewPuller makes a Puller that shows token.
+func NewPuller(token string) *Puller { return &Puller{token: token, http: houseClient()} }
+
+// Pull asks the TableService at api (host:port) as PullTable asks queue nodes.
+func (p *Puller) Pull(ctx context.Context, api string, since *wire.Version) iter.Seq2[*wire.PullResponse, error] {
+	return func(yield func(*wire.PullResponse, error) bool) {
+		n := newNode(address(api), p.token, p.http, p.http)
+		if _, goOn, err := n.pull(ctx, since, RPCTimeout, yield); err != nil && goOn {
+			yield(nil, fmt.Errorf("pulling the function table from %s: %w", api, err))
+		}
+	}
+}
+
+// Close closes idle connections.
+func (p *Puller) Close() { p.http.CloseIdleConnections() }
