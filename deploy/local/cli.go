@@ -18,6 +18,8 @@ import (
 	"github.com/slimfaas/slimfaas/deploy/local/internal/api"
 	"github.com/slimfaas/slimfaas/deploy/local/internal/keys"
 	"github.com/slimfaas/slimfaas/deploy/local/internal/manifest"
+	"github.com/slimfaas/slimfaas/shared/obs"
+	"github.com/slimfaas/slimfaas/shared/secret"
 )
 
 const usage = `local runs SlimFaas and its functions on this machine.
@@ -115,7 +117,7 @@ func separate(files []string) []string {
 func (f flags) run(environ []string, stdout, stderr io.Writer) error {
 	switch f.command {
 	case "version":
-		fmt.Fprintln(stdout, version)
+		fmt.Fprintln(stdout, obs.Describe("local"))
 		return nil
 	case "status":
 		return f.status(environ, stdout)
@@ -181,7 +183,7 @@ func (f flags) status(environ []string, stdout io.Writer) error {
 		}
 		dir = m.State.Directory
 	}
-	token, err := keys.Read(filepath.Join(dir, "secrets"), keys.Local)
+	token, err := secret.Read(filepath.Join(dir, "secrets"), keys.Local)
 	if err != nil {
 		return fmt.Errorf("nothing has run in %s: %w", dir, err)
 	}

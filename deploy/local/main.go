@@ -16,9 +16,6 @@ import (
 	"github.com/slimfaas/slimfaas/deploy/local/internal/stack"
 )
 
-// version is set by the linker.
-var version = "dev"
-
 // Exit codes, as upstream's `slimfaas local` has them.
 const (
 	exitOK    = 0
@@ -60,7 +57,7 @@ func (f flags) up(m *manifest.Manifest, environ []string, stdout, stderr io.Writ
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level(environ)}))
 	for _, p := range m.Warnings {
-		log.Warn(p.String())
+		log.Warn("a word on the manifest", "where", p.String())
 	}
 	for _, p := range m.Broken {
 		log.Warn("a function has an annotation that cannot be used: it is shown as broken, the others work", "where", p.String())

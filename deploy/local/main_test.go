@@ -23,6 +23,8 @@ import (
 
 	"github.com/slimfaas/slimfaas/deploy/local/internal/api"
 	"github.com/slimfaas/slimfaas/deploy/local/internal/keys"
+	"github.com/slimfaas/slimfaas/shared/obs"
+	"github.com/slimfaas/slimfaas/shared/secret"
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
 
@@ -182,7 +184,7 @@ func (s *stackUp) pid(name string) int {
 
 func (s *stackUp) client() *api.Client {
 	s.t.Helper()
-	token, err := keys.Read(filepath.Join(s.state, "secrets"), keys.Local)
+	token, err := secret.Read(filepath.Join(s.state, "secrets"), keys.Local)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -228,7 +230,7 @@ func TestEverythingStartsAndNothingIsLeftAtTheEnd(t *testing.T) {
 			t.Errorf("the environment of edge-0 lacks %s", want)
 		}
 	}
-	token, _ := keys.Read(filepath.Join(s.state, "secrets"), "token-edge")
+	token, _ := secret.Read(filepath.Join(s.state, "secrets"), "token-edge")
 	for _, not := range []string{"QUEUE_SOMETHING", "OTHER_SECRET", token} {
 		if strings.Contains(string(log), not) {
 			t.Errorf("the environment of edge-0 has %s", not)
@@ -485,7 +487,7 @@ func TestCommandLines(t *testing.T) {
 		{[]string{"up", "-f", broken, "--state", s.state}, 2, "command is missing"},
 		{[]string{"status", "--state", s.state}, 1, "nothing has run in"},
 		{[]string{"--help"}, 0, "--no-restart"},
-		{[]string{"version"}, 0, version},
+		{[]string{"version"}, 0, obs.Version},
 	} {
 		var out bytes.Buffer
 		if code := command(c.args, nil, &out, io.MultiWriter(&out)); code != c.code || !strings.Contains(out.String(), c.want) {

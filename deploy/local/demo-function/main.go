@@ -42,7 +42,8 @@ func run() error {
 	}
 	d := newDemo(ctx, os.Getenv("SLIMFAAS_URL"), os.Getenv("SLIMFAAS_FUNCTION"), os.Getenv("SLIMFAAS_REPLICA_INDEX"))
 	server := &http.Server{Handler: d.routes(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute}
-	listener, err := net.Listen("tcp", net.JoinHostPort(host, port))
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "tcp", net.JoinHostPort(host, port))
 	if err != nil {
 		return fmt.Errorf("listening: %w", err)
 	}

@@ -59,7 +59,7 @@ func New(o Options) *Server {
 // Run serves until ctx ends; then watches are cut.
 func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 	s.http.BaseContext = func(net.Listener) context.Context { return ctx }
-	stop := context.AfterFunc(ctx, func() { s.http.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = s.http.Close() }) // its listener may be closed already
 	defer stop()
 	if err := s.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving the supervisor's API: %w", err)

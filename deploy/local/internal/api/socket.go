@@ -32,13 +32,13 @@ func Listen(state string) (net.Listener, error) {
 		return nil, err
 	}
 	defer done()
-	listener, err := net.Listen("unix", short)
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: short})
 	if err != nil {
 		return nil, fmt.Errorf("listening on %s: %w", path, err)
 	}
-	listener.(*net.UnixListener).SetUnlinkOnClose(false) // the short name is gone by then; the next start removes the file
+	listener.SetUnlinkOnClose(false) // the short name is gone by then; the next start removes the file
 	if err := os.Chmod(path, 0o600); err != nil {
-		listener.Close()
+		_ = listener.Close()
 		return nil, fmt.Errorf("closing the socket to others: %w", err)
 	}
 	return listener, nil

@@ -10,9 +10,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/nats-io/nkeys"
+
+	"github.com/slimfaas/slimfaas/shared/secret"
 )
 
 // Local is the name of the token of this supervisor's own API.
@@ -32,7 +33,7 @@ func Make(dir string) error {
 		}
 	}
 	for _, name := range []string{"routes.password", "token-edge", "token-queue", "token-scaler", Local} {
-		if _, err := Read(dir, name); err == nil {
+		if _, err := secret.Read(dir, name); err == nil {
 			continue
 		}
 		random := make([]byte, 32)
@@ -44,22 +45,9 @@ func Make(dir string) error {
 	return nil
 }
 
-// Read returns a secret without surrounding blanks. An empty file is an error.
-func Read(dir, name string) (string, error) {
-	content, err := os.ReadFile(filepath.Join(dir, name))
-	if err != nil {
-		return "", fmt.Errorf("reading secret %s: %w", name, err)
-	}
-	value := strings.TrimSpace(string(content))
-	if value == "" {
-		return "", fmt.Errorf("reading secret %s in %s: it is empty", name, dir)
-	}
-	return value, nil
-}
-
 // busKey makes a seed, or takes the one there is, and writes its public half.
 func busKey(dir, name string) error {
-	seed, err := Read(dir, name+".seed")
+	seed, err := secret.Read(dir, name+".seed")
 	var pair nkeys.KeyPair
 	if err == nil {
 		pair, err = nkeys.FromSeed([]byte(seed))

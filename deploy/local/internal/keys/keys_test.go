@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/nats-io/nkeys"
+
+	"github.com/slimfaas/slimfaas/shared/secret"
 )
 
 func TestSecretsAreMadeOnceAndClosedToOthers(t *testing.T) {
@@ -20,7 +22,7 @@ func TestSecretsAreMadeOnceAndClosedToOthers(t *testing.T) {
 	}
 	first := map[string]string{}
 	for _, name := range names {
-		value, err := Read(dir, name)
+		value, err := secret.Read(dir, name)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -42,7 +44,7 @@ func TestSecretsAreMadeOnceAndClosedToOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range names {
-		value, err := Read(dir, name)
+		value, err := secret.Read(dir, name)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -27,7 +27,7 @@ type Want struct {
 	Fixed   int    // 0: any free one
 }
 
-// Busy: a fixed port is taken.
+// Busy is the error of a fixed port that somebody else listens on.
 type Busy struct {
 	Port   int
 	For    string
@@ -127,12 +127,12 @@ func ours() (low, high int) {
 
 // free says whether the port can be listened on, on loopback and on all addresses.
 func free(port int) bool {
-	for _, host := range []string{"", "127.0.0.1"} {
-		l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+	for _, ip := range []net.IP{nil, net.IPv4(127, 0, 0, 1)} {
+		l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: ip, Port: port})
 		if err != nil {
 			return false
 		}
-		l.Close()
+		_ = l.Close()
 	}
 	return true
 }

@@ -150,7 +150,7 @@ func (h *Host) Start(spec Spec) (*Process, error) {
 	return result.process, nil
 }
 
-// ErrClosed: the host ends, nothing is started any more.
+// ErrClosed is the answer to Start when the host ends.
 var ErrClosed = errors.New("the supervisor is stopping")
 
 // fork starts processes on one OS thread for all its life: the parent-death signal is sent when the *thread* that

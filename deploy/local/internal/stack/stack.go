@@ -20,6 +20,7 @@ import (
 	"github.com/slimfaas/slimfaas/deploy/local/internal/manifest"
 	"github.com/slimfaas/slimfaas/deploy/local/internal/ports"
 	"github.com/slimfaas/slimfaas/deploy/local/internal/proc"
+	"github.com/slimfaas/slimfaas/shared/secret"
 )
 
 // Options of a run. Ready is called once a call would succeed; Hurry is closed when everything shall end at once.
@@ -54,7 +55,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	token, err := keys.Read(s.path("secrets"), keys.Local)
+	token, err := secret.Read(s.path("secrets"), keys.Local)
 	if err != nil {
 		return err
 	}
