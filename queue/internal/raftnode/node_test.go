@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -295,6 +296,49 @@ func TestWithoutAMajorityEveryProposalIsAnsweredTruthfullyInTime(t *testing.T) {
 	}
 	c.nodes[leader] = nil
 	t.Logf("stop took %v", time.Since(begin).Round(time.Millisecond))
+}
+
+func TestAHungPeerDoesNotHoldUpStopping(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3, nil)
+	leader := c.leader()
+	hung := (leader + 1) % 3
+	c.kill(hung)
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", c.configs[hung].ListenAddress)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dialled := make(chan struct{}, 64)
+	var accepting sync.WaitGroup
+	accepting.Go(func() {
+		var open []net.Conn // accepted, never answered
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				for _, conn := range open {
+					_ = conn.Close()
+				}
+				return
+			}
+			open = append(open, conn)
+			select {
+			case dialled <- struct{}{}:
+			default:
+			}
+		}
+	})
+	<-dialled
+	<-dialled // heartbeat and append each wait on a connection of their own
+	begin := time.Now()
+	if err := c.nodes[leader].Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.nodes[leader] = nil
+	if took := time.Since(begin); took > ioTimeout/2 {
+		t.Errorf("stop took %v", took)
+	}
+	_ = l.Close()
+	accepting.Wait()
 }
 
 func TestALargeProposalIsSplitAndATooLargeCommandRefused(t *testing.T) {

@@ -42,7 +42,22 @@ func (s *stream) Addr() net.Addr { return s.advertise }
 
 // Dial resolves the name each time: pods come back with other addresses.
 func (s *stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	return (&net.Dialer{Timeout: timeout}).DialContext(s.life, "tcp", string(address))
+	dialled, err := (&net.Dialer{Timeout: timeout}).DialContext(s.life, "tcp", string(address))
+	if err != nil {
+		return nil, err // the library names the step
+	}
+	return &connection{Conn: dialled, forget: context.AfterFunc(s.life, func() { _ = dialled.Close() })}, nil
+}
+
+// connection ends with the node's life: raft waits for its RPCs when it shuts down, and a hung peer answers none.
+type connection struct {
+	net.Conn
+	forget func() bool
+}
+
+func (c *connection) Close() error {
+	c.forget()
+	return c.Conn.Close()
 }
 
 // addresses by name from the configuration of this start: those in the log are of the first one.
