@@ -121,6 +121,14 @@ func (f *Function) Park() (end func()) {
 	}
 }
 
+// Figures are a function's counts of one moment; Streams are among InFlight.
+type Figures struct{ InFlight, Streams, Parked, Deliveries int64 }
+
+// Figures reads the counts.
+func (f *Function) Figures() Figures {
+	return Figures{InFlight: f.inFlight.Load(), Streams: f.streams.Load(), Parked: f.parked.Load(), Deliveries: f.deliveries.Load()}
+}
+
 // Parked is how many requests wait.
 func (f *Function) Parked() int64 { return f.parked.Load() }
 
