@@ -1,0 +1,368 @@
+package async
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/slimfaas/slimfaas/edge/internal/message"
+	"github.com/slimfaas/slimfaas/edge/internal/replica"
+	"github.com/slimfaas/slimfaas/shared/wire"
+)
+
+const (
+	// welcomeWithin is how long a leader may take to open the session; longer, and another node is asked.
+	welcomeWithin = 3 * time.Second
+	// pause is between connections, unless another node is known to lead; Options.Open paces attempts that fail again and again.
+	pause = 50 * time.Millisecond
+	// settleWithin bounds, at the stop, the wait for acknowledgements and then the end of the session.
+	settleWithin = 2 * time.Second
+	// maxLoose is how many refusals of tries that were never held wait to be sent; more are left to the heartbeat.
+	maxLoose = 1024
+)
+
+// Stream is the open Deliver stream; connect's bidirectional stream has it.
+type Stream interface {
+	Send(*wire.DeliverUp) error
+	Receive() (*wire.DeliverDown, error)
+	CloseRequest() error
+	CloseResponse() error
+}
+
+// Options of a Deliverer. All are needed unless a zero value is explained.
+type Options struct {
+	Name    string
+	Address string // where this edge answers; informative, may be empty
+	// MaxHeld is how many tries are held at one time. 0: the edge keeps its session and delivers nothing.
+	MaxHeld uint32
+	// MaxBytes is about how much their payloads may take together: from three quarters on, no more are asked for.
+	MaxBytes int64
+	// Drain bounds the wait for tries under way at the stop.
+	Drain time.Duration
+	// Open connects to the queue leader. It paces itself when streams it opened do not come to their welcome.
+	Open func(context.Context) (Stream, string, error)
+	// Do hands an operation to the queue leader.
+	Do       Do
+	Replicas *replica.Set
+	Log      *slog.Logger
+}
+
+// Deliverer keeps this edge's session and carries out the tries granted to it. Create it with New, then Run it once.
+type Deliverer struct {
+	opts        Options
+	incarnation string
+	transport   *message.Transport
+	tries       sync.WaitGroup
+
+	mu        sync.Mutex // guards all below; never held across I/O
+	held      map[key]*held
+	bytes     int64             // of payloads held
+	loose     []*wire.TryResult // refusals of tries that are not held
+	session   uint64            // 0: none yet
+	conn      *connection       // nil while there is none
+	conns     uint64            // counts connections
+	draining  bool
+	emptied   chan struct{}                         // while draining: closed when nothing is held
+	listeners map[string]map[chan struct{}]struct{} // tries that wait for a change of a function's record
+}
+
+// connection is one life of the stream.
+type connection struct {
+	number   uint64
+	node     string
+	stream   Stream
+	wake     chan struct{} // capacity 1
+	list     bool          // guarded by Deliverer.mu: send the list with the next heartbeat, now
+	capacity uint32        // guarded by Deliverer.mu: last told
+}
+
+// New returns a Deliverer with an incarnation of its own.
+func New(opts Options) *Deliverer {
+	return &Deliverer{
+		opts: opts, incarnation: uuid.NewString(), transport: message.NewTransport(),
+		held: map[key]*held{}, listeners: map[string]map[chan struct{}]struct{}{},
+	}
+}
+
+// Incarnation differs between two lives of one edge.
+func (d *Deliverer) Incarnation() string { return d.incarnation }
+
+// State is what a Deliverer is about, for status pages and metrics.
+type State struct {
+	Session uint64 // 0: none yet
+	Node    string // queue node it is connected to; empty: none
+	Held    int
+	Bytes   int64
+}
+
+// State reads the state of this moment.
+func (d *Deliverer) State() State {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := State{Session: d.session, Held: len(d.held), Bytes: d.bytes}
+	if d.conn != nil {
+		s.Node = d.conn.node
+	}
+	return s
+}
+
+// Run keeps the session until ctx ends, then drains: asks for no more, lets tries end within Options.Drain, hands in results
+// and closes the session. While the queue is away, tries go on to their end. It returns when all that it started has ended.
+func (d *Deliverer) Run(ctx context.Context) error {
+	// Tries and the stream outlive ctx, by the bounded drain only.
+	life, endLife := context.WithCancel(context.WithoutCancel(ctx))
+	defer endLife()
+	root, endTries := context.WithCancelCause(life)
+	defer endTries(nil)
+
+	var stopper sync.WaitGroup
+	stopper.Go(func() {
+		<-ctx.Done()
+		d.drain(life, func() { endTries(errStopped) })
+		endLife()
+	})
+	for life.Err() == nil {
+		err := d.connect(life, root)
+		if life.Err() != nil {
+			break
+		}
+		d.opts.Log.Info("stream to the queue ended", "err", err)
+		if !errors.Is(err, errMoved) {
+			done(life.Done(), pause)
+		}
+	}
+	stopper.Wait()
+	endTries(errStopped)
+	d.tries.Wait()
+	d.transport.Close()
+	return nil
+}
+
+var (
+	errMoved   = errors.New("another node leads")
+	errStopped = errors.New("the edge was stopped")
+)
+
+// connect lives through one connection; root is the context of every try.
+func (d *Deliverer) connect(life, root context.Context) error {
+	ctx, cancel := context.WithCancel(life)
+	defer cancel()
+	stream, node, err := d.opts.Open(ctx)
+	if err != nil {
+		return fmt.Errorf("connecting to the queue leader: %w", err)
+	}
+	c, hello := d.begin(stream, node)
+	defer func() {
+		_ = stream.CloseRequest() // the peer sees a clean end where there is still a connection
+		cancel()
+		_ = stream.CloseResponse()
+	}()
+	// A node that takes the connection and says nothing is left.
+	slow := time.AfterFunc(welcomeWithin, cancel)
+	defer slow.Stop()
+	if err := stream.Send(hello); err != nil {
+		return fmt.Errorf("saying hello to %s: %w", node, err)
+	}
+	first, err := stream.Receive()
+	if err != nil {
+		return fmt.Errorf("waiting for the welcome of %s: %w", node, err)
+	}
+	slow.Stop()
+	if first.GetNotLeader() != nil {
+		return errMoved
+	}
+	if first.GetWelcome() == nil {
+		return fmt.Errorf("node %s began with %T instead of a welcome", node, first.GetDown())
+	}
+	d.welcome(c, first.GetWelcome())
+	defer d.leave()
+
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		defer cancel() // a stream that takes nothing more is over for the reader too
+		d.write(ctx, c)
+	})
+	defer writer.Wait()
+	defer cancel()
+	for {
+		down, err := stream.Receive()
+		if err != nil {
+			return fmt.Errorf("reading from %s: %w", node, err)
+		}
+		if down.GetNotLeader() != nil {
+			return errMoved
+		}
+		d.take(root, c, down)
+	}
+}
+
+// begin makes the next connection and its hello. What was being assembled went down with the last one.
+func (d *Deliverer) begin(stream Stream, node string) (*connection, *wire.DeliverUp) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, h := range d.held {
+		if h.assembling() {
+			d.settle(h, released(h, "the stream broke while the request came"))
+		}
+	}
+	d.conns++
+	c := &connection{number: d.conns, node: node, stream: stream, wake: make(chan struct{}, 1), capacity: d.capacity()}
+	return c, &wire.DeliverUp{Up: &wire.DeliverUp_Hello{Hello: &wire.Hello{
+		Name: d.opts.Name, Incarnation: d.incarnation, Address: d.opts.Address,
+		Capacity: &wire.Capacity{MaxHeld: c.capacity}, Held: list(d.held),
+	}}}
+}
+
+// welcome takes the session's number. Another one than before means that the queue has given up the tries of the old.
+func (d *Deliverer) welcome(c *connection, w *wire.Welcome) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.session != 0 && d.session != w.GetSession() {
+		d.opts.Log.Warn("session was lost, dropping what was held", "session", d.session, "held", len(d.held))
+		for _, h := range d.held {
+			d.drop(h)
+		}
+		d.loose = nil
+	}
+	d.session, d.conn = w.GetSession(), c
+	d.opts.Log.Info("session with the queue", "session", d.session, "node", c.node)
+}
+
+func (d *Deliverer) leave() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.conn = nil
+}
+
+// write sends heartbeats, results and capacity until ctx ends or the stream breaks. The first heartbeat lists what is held.
+func (d *Deliverer) write(ctx context.Context, c *connection) {
+	tick := time.NewTicker(wire.HeartbeatEvery)
+	defer tick.Stop()
+	beat, listed := true, true
+	for {
+		for _, up := range d.due(c, beat, listed) {
+			if c.stream.Send(up) != nil {
+				return // the reader has the reason
+			}
+		}
+		beat, listed = false, false
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			beat = true
+		case <-c.wake:
+		}
+	}
+}
+
+// due collects what is to be sent on c now.
+func (d *Deliverer) due(c *connection, beat, listed bool) []*wire.DeliverUp {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var ups []*wire.DeliverUp
+	if want := d.capacity(); want != c.capacity {
+		c.capacity = want
+		ups = append(ups, &wire.DeliverUp{Up: &wire.DeliverUp_Capacity{Capacity: &wire.Capacity{MaxHeld: want}}})
+	}
+	for _, h := range d.held {
+		if h.again && beat {
+			h.again, h.sentOn = false, 0
+		}
+		if h.result != nil && h.sentOn != c.number && !h.again {
+			h.sentOn = c.number
+			ups = append(ups, &wire.DeliverUp{Up: &wire.DeliverUp_Result{Result: h.result}})
+		}
+	}
+	for _, r := range d.loose {
+		ups = append(ups, &wire.DeliverUp{Up: &wire.DeliverUp_Result{Result: r}})
+	}
+	d.loose = nil
+	if listed = listed || c.list; beat || listed {
+		c.list = false
+		ups = append(ups, &wire.DeliverUp{Up: &wire.DeliverUp_Heartbeat{Heartbeat: heartbeat(d.held, listed)}})
+	}
+	return ups
+}
+
+// capacity is how many tries to ask for. Holds mu.
+func (d *Deliverer) capacity() uint32 {
+	switch {
+	case d.draining:
+		return 0
+	case d.bytes > d.opts.MaxBytes/4*3:
+		return min(d.opts.MaxHeld, uint32(len(d.held)))
+	}
+	return d.opts.MaxHeld
+}
+
+// nudge lets the writer look for what is due. Holds mu.
+func (d *Deliverer) nudge() {
+	if d.conn == nil {
+		return
+	}
+	select {
+	case d.conn.wake <- struct{}{}:
+	default: // it will look anyway
+	}
+}
+
+// drain brings everything held to its end, as far as the time allows. cut ends the tries that take too long.
+func (d *Deliverer) drain(life context.Context, cut func()) {
+	d.mu.Lock()
+	d.draining = true
+	d.emptied = make(chan struct{})
+	emptied := d.emptied
+	for _, h := range d.held {
+		if h.assembling() {
+			d.settle(h, released(h, "the edge takes no more calls"))
+		}
+	}
+	if len(d.held) == 0 {
+		close(d.emptied)
+		d.emptied = nil
+	}
+	d.nudge()
+	d.mu.Unlock()
+
+	idle := make(chan struct{})
+	var waiter sync.WaitGroup
+	waiter.Go(func() {
+		d.tries.Wait()
+		close(idle)
+	})
+	if !done(idle, d.opts.Drain) {
+		d.opts.Log.Warn("tries did not end in time, cutting them", "after", d.opts.Drain)
+	}
+	cut()
+	waiter.Wait()
+	if !done(emptied, settleWithin) {
+		d.opts.Log.Warn("results were not acknowledged before the stop", "held", d.State().Held)
+	}
+	session := d.State().Session
+	if session == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(life, settleWithin)
+	defer cancel()
+	_, err := d.opts.Do(ctx, &wire.Op{Op: &wire.Op_CloseSession{CloseSession: &wire.CloseSession{Session: session}}})
+	if err != nil {
+		d.opts.Log.Warn("closing the session with the queue", "session", session, "err", err)
+	}
+}
+
+// done waits for a channel to close, at most so long.
+func done(c <-chan struct{}, within time.Duration) bool {
+	timer := time.NewTimer(within)
+	defer timer.Stop()
+	select {
+	case <-c:
+		return true
+	case <-timer.C:
+		return false
+	}
+}
