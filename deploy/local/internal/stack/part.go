@@ -110,7 +110,7 @@ func (p plan) edge(i int) proc.Spec {
 		host = asked
 	}
 	return p.spec(name, "edge", map[string]string{
-		"EDGE_INTERNAL_CIDRS": "127.0.0.0/8,::1/128", "EDGE_INTERNAL_ON_PUBLIC": "true",
+		"EDGE_INTERNAL_CIDRS": "127.0.0.0/8,::1/128", "EDGE_INTERNAL_ON_PUBLIC": "true", "EDGE_DRAIN": (edgeGrace - 2*time.Second).String(),
 	}, map[string]string{
 		"EDGE_NAME": name, "EDGE_PUBLIC_ADDRESS": net.JoinHostPort(host, strconv.Itoa(p.book[name]["public"])),
 		"EDGE_INTERNAL_ADDRESS": p.address(name, "internal"), "EDGE_ADMIN_ADDRESS": p.address(name, "admin"),

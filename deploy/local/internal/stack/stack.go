@@ -72,6 +72,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if closeErr := host.Close(); err == nil {
 		err = closeErr
 	}
+	o.Log.Info("stopped")
 	if o.Manifest.State.Ephemeral && err == nil {
 		err = s.forget(false)
 	}
