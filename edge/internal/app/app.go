@@ -1,0 +1,356 @@
+// Package app is the edge's wiring: what is made in which order, what runs, and in which order it stops.
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/slimfaas/slimfaas/edge/internal/access"
+	"github.com/slimfaas/slimfaas/edge/internal/async"
+	"github.com/slimfaas/slimfaas/edge/internal/events"
+	"github.com/slimfaas/slimfaas/edge/internal/forward"
+	"github.com/slimfaas/slimfaas/edge/internal/gate"
+	"github.com/slimfaas/slimfaas/edge/internal/httpapi"
+	"github.com/slimfaas/slimfaas/edge/internal/load"
+	"github.com/slimfaas/slimfaas/edge/internal/message"
+	"github.com/slimfaas/slimfaas/edge/internal/replica"
+	"github.com/slimfaas/slimfaas/edge/internal/route"
+	"github.com/slimfaas/slimfaas/edge/internal/wake"
+	"github.com/slimfaas/slimfaas/shared/nc"
+	"github.com/slimfaas/slimfaas/shared/obs"
+	"github.com/slimfaas/slimfaas/shared/queueclient"
+	"github.com/slimfaas/slimfaas/shared/secret"
+	"github.com/slimfaas/slimfaas/shared/serve"
+	"github.com/slimfaas/slimfaas/shared/table"
+	"github.com/slimfaas/slimfaas/shared/wire"
+)
+
+// Options of an edge; config.go documents each.
+type Options struct {
+	Name                                         string
+	PublicAddress, InternalAddress, AdminAddress string
+	InternalOnPublic, PublicMetrics              bool
+	QueueAPI, BusURLs                            []string
+	SecretsDir                                   string
+	Insecure                                     bool
+	Access                                       access.Rules
+	Cors                                         gate.Cors
+	MaxBody                                      int64
+	ParkedPer, ParkedTotal                       int
+	MaxHeld                                      uint32
+	MaxHeldBytes, AsyncMaxBody                   int64
+	Taking, TakingBytes                          int64
+	EventConcurrency, MaxReplicas                int
+	DrainDelay, Drain                            time.Duration
+}
+
+// App is one edge: New, Listen, Run, once each and in this order.
+type App struct {
+	options Options
+	log     *slog.Logger
+
+	loads     *load.Tracker
+	functions *replica.Set
+	table     *table.Table
+	follower  *table.Follower
+	client    *queueclient.Client
+	bus       *nc.Bus
+	waker     *wake.Waker
+	reporter  *load.Reporter
+	forwarder *forward.Forwarder
+	deliverer *async.Deliverer
+	publisher *events.Publisher
+
+	public, internal, admin *serve.Server
+	stopping                atomic.Bool
+}
+
+// Run makes an edge, runs it until ctx ends and drains it.
+func Run(ctx context.Context, o Options, log *slog.Logger) error {
+	a, err := New(ctx, o, log)
+	if err != nil {
+		return err
+	}
+	defer a.close()
+	if err := a.Listen(ctx); err != nil {
+		return err
+	}
+	return a.Run(ctx)
+}
+
+// New makes an edge from what it can see: it connects to nobody yet but the bus, which it never waits for.
+func New(ctx context.Context, o Options, log *slog.Logger) (*App, error) {
+	if err := refuseInsecure(o); err != nil {
+		return nil, err
+	}
+	a := &App{options: o, log: log.With("edge", o.Name), loads: load.NewTracker(), table: table.New()}
+	var token, seed string
+	if o.SecretsDir != "" {
+		var err error
+		if token, err = secret.Read(o.SecretsDir, "token-edge"); err != nil {
+			return nil, err
+		}
+		seed = filepath.Join(o.SecretsDir, "bus-edge.seed")
+	}
+	bus, err := nc.Connect(ctx, nc.Options{URLs: o.BusURLs, Name: o.Name, Role: "edge", SeedFile: seed, Log: a.log})
+	if err != nil {
+		return nil, err
+	}
+	a.bus = bus
+	a.client = queueclient.New(queueclient.Options{Endpoints: o.QueueAPI, Token: token, Name: o.Name, Log: a.log})
+	a.functions = replica.NewSet(a.loads)
+	a.forwarder = forward.New(a.log)
+	a.waker = wake.New(wake.Options{
+		Name: o.Name, Epoch: a.functions.Epoch, MaxPerFunction: o.ParkedPer, MaxTotal: o.ParkedTotal,
+		Publish: func(m *wire.Wake) error { return a.bus.Publish(wire.SubjectWake, m) },
+	})
+	a.functions.Woken = a.waker.Look
+	a.deliverer = async.New(async.Options{
+		Name: o.Name, Address: o.InternalAddress, MaxHeld: o.MaxHeld, MaxBytes: o.MaxHeldBytes, Drain: o.Drain,
+		Open: a.open, Do: a.do, Replicas: a.functions, Log: a.log,
+	})
+	a.publisher = events.NewPublisher(events.Options{
+		Functions: a.functions, Concurrency: o.EventConcurrency, Drain: o.Drain, Log: a.log,
+	})
+	a.reporter = &load.Reporter{
+		Tracker: a.loads, Edge: o.Name, Incarnation: a.deliverer.Incarnation(), Epoch: a.functions.Epoch,
+		Draining: func(name string) []*wire.DrainReport {
+			if f, ok := a.functions.Get(name); ok {
+				return f.Draining()
+			}
+			return nil
+		},
+		Publish: func(m *wire.LoadReport) error { return a.bus.Publish(wire.SubjectLoad, m) },
+	}
+	a.table.Changed(a.changed)
+	a.follower = &table.Follower{Table: a.table, Bus: a.bus, Name: o.Name, Pull: a.client.PullTable, Log: a.log}
+	a.listeners()
+	return a, nil
+}
+
+// changed takes over a record, in the order the table applied them.
+func (a *App) changed(e *table.Entry) {
+	before := a.functions.Epoch()
+	a.functions.Apply(e.Record, e.Spec)
+	a.deliverer.Changed(e.Record.GetName())
+	if e.Err != nil {
+		a.log.Warn("a function's specification cannot be read; defaults are used", "fn", e.Record.GetName(), "err", e.Err)
+	}
+	if a.functions.Epoch() != before {
+		a.loads.Now() // the new leader waits for every edge's word
+	}
+}
+
+// listeners builds the surface.
+func (a *App) listeners() {
+	o := a.options
+	registry := obs.Registry("edge")
+	registry.MustRegister(&collector{a})
+	metrics := obs.Handler(registry, a.log)
+
+	api := httpapi.New(httpapi.Options{
+		Functions: a.functions, Access: o.Access, Cors: o.Cors, MaxBody: o.MaxBody, InternalOnPublic: o.InternalOnPublic,
+		Synced: a.table.Synced,
+	})
+	api.Handle(route.Function, (&caller{waker: a.waker, forwarder: a.forwarder}).call)
+	api.HandleWake(a.waker.Wake)
+	budget := message.NewBudget(o.Taking, o.TakingBytes)
+	accepter := async.Accepter{Do: a.do}
+	api.HandleAsync(httpapi.Async{
+		Accept: accepter.Accept, Do: a.do, GetCall: a.client.GetCall, Budget: budget, MaxBody: o.AsyncMaxBody, Log: a.log,
+	})
+	api.HandleEvents(httpapi.Events{Publish: a.publisher.Publish, Budget: budget, MaxBody: o.AsyncMaxBody})
+	api.HandleOperator(httpapi.Operator{
+		Ask: a.ask, Do: a.do, Cluster: a.client.Cluster, Facts: a.client.Facts, Digest: a.digest,
+		MaxReplicas: o.MaxReplicas, Log: a.log,
+	})
+	if o.PublicMetrics {
+		api.HandleHealth(a.ready, metrics)
+	} else {
+		api.HandleHealth(a.ready, nil)
+	}
+	a.public = serve.New(serve.Options{Name: "public", Handler: api.Public(), Log: a.log})
+	a.internal = serve.New(serve.Options{Name: "internal", Handler: api.Internal(), Log: a.log})
+	a.admin = serve.New(serve.Options{
+		Name: "admin", Handler: serve.Admin{Ready: a.ready, Metrics: metrics}.Handler(), Log: a.log, HTTP1Only: true,
+	})
+}
+
+// Listen opens the three listeners.
+func (a *App) Listen(ctx context.Context) error {
+	return errors.Join(
+		a.public.Listen(ctx, a.options.PublicAddress),
+		a.internal.Listen(ctx, a.options.InternalAddress),
+		a.admin.Listen(ctx, a.options.AdminAddress),
+	)
+}
+
+// PublicAddr is where the public listener listens.
+func (a *App) PublicAddr() net.Addr { return a.public.Addr() }
+
+// InternalAddr is where the internal listener listens.
+func (a *App) InternalAddr() net.Addr { return a.internal.Addr() }
+
+// AdminAddr is where the admin listener listens.
+func (a *App) AdminAddr() net.Addr { return a.admin.Addr() }
+
+// ready says why no requests should come here; nil when they should.
+func (a *App) ready() error {
+	switch {
+	case a.stopping.Load():
+		return errors.New("stopping")
+	case !a.table.Synced():
+		return errors.New("the function table has not been read yet: no queue node has it, or none can be reached")
+	}
+	return nil
+}
+
+// Run runs until ctx ends, or something that cannot be mended does, and drains. The order of the stop: readiness off, a wait
+// for balancers, no new connections, requests under way, events, deliveries and with them the session (a live session is what
+// keeps scalers from shrinking under our calls), a last load report, then the plumbing, the bus last.
+func (a *App) Run(ctx context.Context) error {
+	a.log.Info("edge running", "public", a.public.Addr().String(), "internal", a.internal.Addr().String(), "admin", a.admin.Addr().String())
+	// The parts outlive ctx, by the bounded steps below only.
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	serving, stopServing := context.WithCancel(life)
+	delivering, stopDelivering := context.WithCancel(life)
+	reporting, stopReporting := context.WithCancel(life)
+	defer stopServing()
+	defer stopDelivering()
+	defer stopReporting()
+
+	plumbing, broken := errgroup.WithContext(life)
+	var traffic, delivery, report errgroup.Group
+	watch := func(g *errgroup.Group, f func() error) {
+		g.Go(func() error {
+			err := f()
+			if err != nil && !a.stopping.Load() {
+				plumbing.Go(func() error { return err }) // ends everything
+			}
+			return err
+		})
+	}
+	defer a.onBus()()
+	plumbing.Go(func() error { return a.follower.Run(broken) })
+	plumbing.Go(func() error { a.waker.Run(broken); return nil })
+	plumbing.Go(func() error { return a.admin.Run(broken, time.Second) })
+	watch(&report, func() error { a.reporter.Run(reporting); return nil })
+	watch(&delivery, func() error { return a.deliverer.Run(delivering) })
+	watch(&traffic, func() error { return a.public.Run(serving, a.options.Drain) })
+	watch(&traffic, func() error { return a.internal.Run(serving, a.options.Drain) })
+
+	select {
+	case <-ctx.Done():
+		a.log.Info("stopping")
+	case <-broken.Done():
+	}
+	a.stopping.Store(true)
+	if a.options.DrainDelay > 0 {
+		delay := time.NewTimer(a.options.DrainDelay)
+		select {
+		case <-delay.C:
+		case <-broken.Done():
+		}
+		delay.Stop()
+	}
+	stopServing()
+	err := traffic.Wait()
+	a.publisher.Close()
+	stopDelivering()
+	err = errors.Join(err, delivery.Wait())
+	stopReporting()
+	_ = report.Wait()
+	end()
+	if failure := plumbing.Wait(); failure != nil {
+		return errors.Join(failure, err)
+	}
+	if err != nil { // the stop was asked for; what it cut is worth a line, not an exit code
+		a.log.Warn("the drain was not complete", "err", err)
+	}
+	a.log.Info("stopped")
+	return nil
+}
+
+// onBus subscribes to what the table's follower does not, and returns how to end it.
+func (a *App) onBus() (stop func()) {
+	unsight, err := a.bus.Subscribe(wire.SubjectSighting, func(msg []byte, _ string) {
+		var m wire.Sighting
+		if err := proto.Unmarshal(msg, &m); err != nil {
+			a.log.Warn("a sighting cannot be read", "err", err)
+			return
+		}
+		a.functions.Sight(&m)
+	})
+	if err != nil { // only a closed connection; the follower says so too
+		a.log.Error("no sightings will be heard", "err", err)
+		unsight = func() {}
+	}
+	unreport := a.bus.OnReconnect(a.loads.Now) // what scalers missed
+	return func() {
+		unreport()
+		unsight()
+	}
+}
+
+// close ends what New made.
+func (a *App) close() {
+	a.bus.Close()
+	a.client.Close()
+	a.forwarder.Close()
+	for _, s := range []*serve.Server{a.public, a.internal, a.admin} {
+		s.Close()
+	}
+}
+
+func (a *App) do(ctx context.Context, op *wire.Op) (*wire.OpResult, error) {
+	return a.client.Do(ctx, op)
+}
+
+func (a *App) open(ctx context.Context) (async.Stream, string, error) {
+	return a.client.Deliver(ctx)
+}
+
+func (a *App) ask(ctx context.Context, subject string, m proto.Message) ([]byte, error) {
+	return a.bus.Request(ctx, subject, m)
+}
+
+// digest is of the table this edge has, with the leader where one is heard.
+func (a *App) digest() *wire.TableDigest {
+	d := a.table.Digest()
+	if leader := a.follower.Leader(); leader != nil {
+		d.Leader, d.LeaderApi = leader.GetLeader(), leader.GetLeaderApi()
+	}
+	return d
+}
+
+// refuseInsecure keeps the token and the bus off networks nobody has called trusted.
+func refuseInsecure(o Options) error {
+	if o.Insecure {
+		return nil
+	}
+	var errs []error
+	for _, list := range [][]string{o.QueueAPI, o.BusURLs} {
+		for _, raw := range list {
+			u, err := url.Parse(strings.TrimSpace(raw))
+			switch {
+			case err != nil || u.Host == "":
+				errs = append(errs, fmt.Errorf("reading the address %q: expected scheme://host:port", raw))
+			case u.Scheme != "https" && u.Scheme != "tls" && !serve.Loopback(u.Host):
+				errs = append(errs, fmt.Errorf("refusing to send the edge's token unencrypted to %s on another machine: allow it with EDGE_INSECURE=true where the network is trusted", u.Host))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,58 @@
+package app
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// collector reads the edge's figures when they are asked for. Label values are function names of the table, never a caller's.
+type collector struct{ a *App }
+
+var (
+	inFlight   = gauge("slimfaas_edge_in_flight", "Sync calls under way on this edge.", "function")
+	parked     = gauge("slimfaas_edge_parked", "Requests that wait for a replica on this edge.", "function")
+	streams    = gauge("slimfaas_edge_streams", "Sync calls whose answer has begun and is still open.", "function")
+	deliveries = gauge("slimfaas_edge_deliveries", "Async tries and event calls under way on this edge.", "function")
+	epoch      = gauge("slimfaas_edge_table_epoch", "Epoch of the newest record this edge has applied.")
+	functions  = gauge("slimfaas_edge_functions", "Functions this edge knows.")
+	busUp      = gauge("slimfaas_edge_bus_connected", "1 while this edge has a connection to the bus.")
+	session    = gauge("slimfaas_edge_session", "This edge's session in the queue; 0 while it has none.")
+	held       = gauge("slimfaas_edge_tries_held", "Async tries this edge holds.")
+	overruns   = prometheus.NewDesc("slimfaas_edge_bus_overruns_total", "How often messages of the bus were dropped because they were taken too slowly.", nil, nil)
+)
+
+func gauge(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, labels, nil)
+}
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(to chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{inFlight, parked, streams, deliveries, epoch, functions, busUp, session, held, overruns} {
+		to <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(to chan<- prometheus.Metric) {
+	put := func(d *prometheus.Desc, v float64, labels ...string) {
+		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	all := c.a.functions.All()
+	for _, f := range all {
+		l := f.Load().Figures()
+		put(inFlight, float64(l.InFlight), f.Name())
+		put(parked, float64(l.Parked), f.Name())
+		put(streams, float64(l.Streams), f.Name())
+		put(deliveries, float64(l.Deliveries), f.Name())
+	}
+	put(functions, float64(len(all)))
+	put(epoch, float64(c.a.functions.Epoch()))
+	up := 0.0
+	if c.a.bus.Connected() {
+		up = 1
+	}
+	put(busUp, up)
+	state := c.a.deliverer.State()
+	put(session, float64(state.Session))
+	put(held, float64(state.Held))
+	to <- prometheus.MustNewConstMetric(overruns, prometheus.CounterValue, float64(c.a.bus.Overruns()))
+}

@@ -1,0 +1,76 @@
+// Edge is the HTTP face of SlimFaas: it calls functions, wakes them, takes and delivers async calls and events. It keeps
+// nothing on disk; every edge is like every other.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/slimfaas/slimfaas/edge/internal/app"
+	"github.com/slimfaas/slimfaas/shared/obs"
+	"github.com/slimfaas/slimfaas/shared/serve"
+	"github.com/slimfaas/slimfaas/shared/settings"
+)
+
+const usage = `usage: edge [command]
+
+  (none)   run; configured by environment variables, see docs/configuration.md
+  health   ask the /ready of the edge on this machine; exit code 0 when it is
+  config   print the table of settings for docs/configuration.md
+  version  print the version
+`
+
+func main() { os.Exit(run(os.Args[1:], os.Environ(), os.Stdout, os.Stderr)) }
+
+func run(args, environ []string, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var cfg config
+	switch command := append(args, "")[0]; command {
+	case "version":
+		fmt.Fprintln(stdout, obs.Describe("edge"))
+		return 0
+	case "config":
+		fmt.Fprint(stdout, settings.Markdown(prefix, &cfg))
+		return 0
+	case "health":
+		_, _ = settings.Load(prefix, &cfg, environ) // the admin address is read whatever else is wrong
+		if err := serve.CheckReady(ctx, cfg.Listen.Admin); err != nil {
+			fmt.Fprintln(stderr, err)
+			return 1
+		}
+		return 0
+	case "--help", "-h", "help":
+		fmt.Fprint(stdout, usage)
+		return 0
+	case "":
+	default:
+		fmt.Fprintf(stderr, "edge: unknown command %q\n\n%s", command, usage)
+		return 2
+	}
+	warnings, err := settings.Load(prefix, &cfg, environ)
+	log, logErr := obs.Logger(stderr, cfg.Log.Level.String(), cfg.Log.Format)
+	if logErr != nil {
+		fmt.Fprintln(stderr, "edge:", logErr)
+		return 2
+	}
+	for _, w := range warnings {
+		log.Warn("configuration", "warning", w)
+	}
+	if err == nil {
+		var o app.Options
+		if o, err = cfg.options(); err == nil {
+			log.Info("configuration", settings.Effective(&cfg)...)
+			err = app.Run(ctx, o, log)
+		}
+	}
+	if err != nil {
+		log.Error("the edge stopped", "err", err)
+		return 1
+	}
+	return 0
+}
