@@ -212,3 +212,6 @@ func (s *Server) Stop() {
 	s.nats.Shutdown()
 	s.nats.WaitForShutdown()
 }
+
+// InProcessConn connects the node's own client without a socket.
+func (s *Server) InProcessConn() (net.Conn, error) { return s.nats.InProcessConn() }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -68,8 +69,9 @@ type Dispatcher struct {
 	wake   chan struct{} // of one: the office may have something to propose
 	report chan struct{} // of one: demand flipped
 
-	mu     sync.Mutex // guards office and all in it; taken after the node's own lock (View), never before
-	office *office    // nil: not leading
+	mu       sync.Mutex // guards the rest and all in office; taken after the node's own lock (View), never before
+	office   *office    // nil: not leading
+	draining bool       // no more streams
 }
 
 // New makes a dispatcher. The node must be told of Lead and Changed.
@@ -319,6 +321,18 @@ func (d *Dispatcher) Demand() (*wire.DemandReport, error) {
 	return &wire.DemandReport{
 		Node: d.config.Node, Term: d.config.Log.Term(), Full: true, Parts: 1, Functions: d.office.snapshot(time.Now()),
 	}, nil
+}
+
+// Drain ends the streams of edges and takes no more: the node stops.
+func (d *Dispatcher) Drain() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.draining = true
+	if d.office != nil {
+		for _, s := range slices.Clone(d.office.linked) {
+			d.office.unlink(s)
+		}
+	}
 }
 
 // Stats for metrics; zero while not leading.

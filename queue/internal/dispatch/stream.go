@@ -78,13 +78,13 @@ func (d *Dispatcher) refer(send func(*wire.DeliverDown) error) error {
 // attach opens the session when there is none yet, and makes this stream its stream.
 func (d *Dispatcher) attach(ctx context.Context, hello *wire.Hello) (*office, *session, *link, error) {
 	d.mu.Lock()
-	o := d.office
+	o, draining := d.office, d.draining
 	var s *session
 	if o != nil {
 		s = o.named(hello.GetName(), hello.GetIncarnation())
 	}
 	d.mu.Unlock()
-	if o == nil {
+	if o == nil || draining {
 		return nil, nil, nil, ErrNotLeading
 	}
 	id := uint64(0)
@@ -105,7 +105,7 @@ func (d *Dispatcher) attach(ctx context.Context, hello *wire.Hello) (*office, *s
 	}
 	var l *link
 	d.with(o, func(now time.Time) {
-		if s = o.sessions[id]; s != nil && !s.ending {
+		if s = o.sessions[id]; s != nil && !s.ending && !d.draining {
 			l = o.attach(s, hello, d.config.Node, now)
 		}
 	})

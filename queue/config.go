@@ -1,0 +1,166 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/slimfaas/slimfaas/queue/internal/app"
+	"github.com/slimfaas/slimfaas/shared/serve"
+	"github.com/slimfaas/slimfaas/shared/settings"
+)
+
+// prefix of this program's variables.
+const prefix = "QUEUE_"
+
+// Config is everything the environment says.
+type Config struct {
+	Log     settings.Log
+	Node    NodeConfig
+	Listen  ListenConfig
+	Keep    KeepConfig
+	Profile bool `env:"PROFILE" doc:"Serve /debug/pprof/ on the admin address."`
+}
+
+// NodeConfig says which node this is.
+type NodeConfig struct {
+	Name       string  `env:"NAME" doc:"Name of this node, one of those in QUEUE_MEMBERS. Empty: the name of the host."`
+	DataDir    string  `env:"DATA_DIR" envDefault:"/data" alias:"SlimData__Directory,SLIMDATA_DIRECTORY" doc:"Directory of the Raft log, the snapshots and the state. One process at a time."`
+	Members    Members `env:"MEMBERS" doc:"All nodes, the same list on each: comma list of name=host[:raft:api:routes], ports 3262, 3263 and 6222 when left out. Empty: this node alone."`
+	SecretsDir string  `env:"SECRETS_DIR" doc:"Directory of the secret files: bus keys, routes password, tokens."`
+}
+
+// ListenConfig says where this node listens. An empty host is every interface.
+type ListenConfig struct {
+	Raft     string `env:"RAFT_ADDRESS" envDefault:":3262" doc:"Listen address of Raft, for the other nodes."`
+	API      string `env:"API_ADDRESS" envDefault:":3263" doc:"Listen address of the API, for edges, scalers and nodes."`
+	Bus      string `env:"BUS_ADDRESS" envDefault:":4222" doc:"Listen address of the bus, for edges and scalers."`
+	Routes   string `env:"ROUTES_ADDRESS" envDefault:":6222" doc:"Listen address of the bus, for the other nodes."`
+	Admin    string `env:"ADMIN_ADDRESS" envDefault:":9090" doc:"Listen address of /metrics, /health and /ready."`
+	Insecure bool   `env:"INSECURE" doc:"Allow unencrypted internal links on addresses that other machines reach."`
+}
+
+// KeepConfig says what is remembered, and for how long.
+type KeepConfig struct {
+	HistoryAge      time.Duration `env:"HISTORY_AGE" envDefault:"10m" doc:"How long a succeeded or cancelled call is remembered, at least 10m."`
+	HistoryCount    uint64        `env:"HISTORY_COUNT" envDefault:"1000000" doc:"How many succeeded and cancelled calls are remembered at most; the oldest go first. 0: no limit."`
+	DeadAge         time.Duration `env:"DEAD_AGE" envDefault:"168h" doc:"How long a dead call is kept, payload included."`
+	OrphanDeadAfter time.Duration `env:"ORPHAN_DEAD_AFTER" envDefault:"24h" doc:"How long calls of a function that is gone wait for it before they are dead."`
+}
+
+// Validate implements settings.Validator.
+func (c *ListenConfig) Validate() error {
+	var errs []error
+	for _, a := range []struct {
+		name, address string
+		internal      bool
+	}{
+		{"RAFT", c.Raft, true}, {"API", c.API, true}, {"BUS", c.Bus, true}, {"ROUTES", c.Routes, true}, {"ADMIN", c.Admin, false},
+	} {
+		if _, _, err := net.SplitHostPort(a.address); err != nil {
+			errs = append(errs, fmt.Errorf("reading %s%s_ADDRESS=%q: expected host:port: %w", prefix, a.name, a.address, err))
+		} else if a.internal {
+			if err := serve.RefuseInsecure(a.address, c.Insecure); err != nil {
+				errs = append(errs, fmt.Errorf("reading %s%s_ADDRESS: %w", prefix, a.name, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Validate implements settings.Validator.
+func (c *KeepConfig) Validate() error {
+	switch {
+	case c.HistoryAge < 10*time.Minute:
+		return fmt.Errorf("reading %sHISTORY_AGE=%s: expected 10m or more, in which a repeated accept is recognised", prefix, c.HistoryAge)
+	case c.DeadAge <= 0:
+		return fmt.Errorf("reading %sDEAD_AGE=%s: expected more than 0", prefix, c.DeadAge)
+	case c.OrphanDeadAfter <= 0:
+		return fmt.Errorf("reading %sORPHAN_DEAD_AFTER=%s: expected more than 0", prefix, c.OrphanDeadAfter)
+	}
+	return nil
+}
+
+// Members of the cluster as QUEUE_MEMBERS lists them.
+type Members []app.Member
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (m *Members) UnmarshalText(text []byte) error {
+	var list Members
+	seen := map[string]bool{}
+	for item := range strings.SplitSeq(string(text), ",") {
+		item = strings.TrimSpace(item)
+		if item == "" {
+			continue
+		}
+		member, err := parseMember(item)
+		if err != nil {
+			return err
+		}
+		if seen[member.Name] {
+			return fmt.Errorf("%s is listed twice", member.Name)
+		}
+		seen[member.Name] = true
+		list = append(list, member)
+	}
+	switch len(list) {
+	case 0, 1, 3, 5:
+	default:
+		return fmt.Errorf("%d members: expected 1, 3 or 5 (an even number survives no more deaths than one less)", len(list))
+	}
+	*m = list
+	return nil
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (m Members) MarshalText() ([]byte, error) {
+	var items []string
+	for _, x := range m {
+		_, raft, _ := net.SplitHostPort(x.RaftAddress)
+		_, api, _ := net.SplitHostPort(x.APIAddress)
+		host, routes, _ := net.SplitHostPort(x.RoutesAddress)
+		if strings.Contains(host, ":") {
+			host = "[" + host + "]"
+		}
+		items = append(items, fmt.Sprintf("%s=%s:%s:%s:%s", x.Name, host, raft, api, routes))
+	}
+	return []byte(strings.Join(items, ",")), nil
+}
+
+// parseMember reads name=host or name=host:raft:api:routes; an IPv6 host stands in brackets.
+func parseMember(item string) (app.Member, error) {
+	name, where, ok := strings.Cut(item, "=")
+	if !ok || name == "" || where == "" {
+		return app.Member{}, fmt.Errorf("%q: expected name=host[:raft:api:routes]", item)
+	}
+	host, ports := where, ""
+	if strings.HasPrefix(where, "[") {
+		end := strings.Index(where, "]")
+		if end < 0 {
+			return app.Member{}, fmt.Errorf("%q: the bracket of the host is not closed", item)
+		}
+		host, ports = where[1:end], strings.TrimPrefix(where[end+1:], ":")
+	} else {
+		host, ports, _ = strings.Cut(where, ":")
+	}
+	port := []string{"3262", "3263", "6222"}
+	if ports != "" {
+		port = strings.Split(ports, ":")
+	}
+	if len(port) != 3 || host == "" {
+		return app.Member{}, fmt.Errorf("%q: expected name=host or name=host:raft:api:routes", item)
+	}
+	for _, p := range port {
+		if n, err := net.LookupPort("tcp", p); err != nil || n == 0 {
+			return app.Member{}, fmt.Errorf("%q: %q is not a port", item, p)
+		}
+	}
+	return app.Member{
+		Name:          name,
+		RaftAddress:   net.JoinHostPort(host, port[0]),
+		APIAddress:    net.JoinHostPort(host, port[1]),
+		RoutesAddress: net.JoinHostPort(host, port[2]),
+	}, nil
+}

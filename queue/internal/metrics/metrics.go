@@ -1,0 +1,153 @@
+// Package metrics shows the state of a queue node to Prometheus. What belongs together is read at one moment: the counters of
+// all calls and the index they are true at come from one look at the state machine.
+package metrics
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/slimfaas/slimfaas/queue/internal/dispatch"
+	"github.com/slimfaas/slimfaas/queue/internal/fsm"
+)
+
+// Node is the Raft node.
+type Node interface {
+	View(read func(*fsm.Machine))
+	IsLeader() bool
+	Leader() string
+	Term() uint64
+	Commit() uint64
+}
+
+// Sources of the figures.
+type Sources struct {
+	Node       Node
+	Dispatcher interface{ Stats() dispatch.Stats }
+	Bus        interface {
+		Peers() []string
+		Clients() int
+		SlowConsumers() int64
+	}
+	Client interface{ Overruns() uint64 }
+	Table  interface{ Synced() bool }
+}
+
+// Collector gathers when it is scraped; nothing is counted twice.
+type Collector struct{ sources Sources }
+
+var _ prometheus.Collector = Collector{}
+
+// New makes a collector.
+func New(s Sources) Collector { return Collector{s} }
+
+func perFunction(name, help string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, []string{"function"}, nil)
+}
+
+func single(name, help string) *prometheus.Desc { return prometheus.NewDesc(name, help, nil, nil) }
+
+// The conservation law, per function and at slimfaas_queue_applied_index:
+// accepted + redriven = succeeded + dead + cancelled + queued + running + waiting.
+var (
+	accepted  = perFunction("slimfaas_async_accepted_total", "Calls accepted.")
+	redriven  = perFunction("slimfaas_async_redriven_total", "Dead calls put back into the queue.")
+	succeeded = perFunction("slimfaas_async_succeeded_total", "Calls that succeeded.")
+	dead      = perFunction("slimfaas_async_dead_total", "Calls that failed for good.")
+	cancelled = perFunction("slimfaas_async_cancelled_total", "Calls that were cancelled.")
+	queued    = perFunction("slimfaas_async_queued", "Calls that wait for their first try.")
+	running   = perFunction("slimfaas_async_running", "Calls being tried, those awaiting a callback included.")
+	waiting   = perFunction("slimfaas_async_waiting", "Calls that wait for a retry.")
+
+	// The names of the original.
+	readyItems    = perFunction("slimfaas_function_queue_ready_items", "Calls that wait for their first try.")
+	inFlightItems = perFunction("slimfaas_function_queue_in_flight_items", "Calls being tried, those awaiting a callback included.")
+	retryItems    = perFunction("slimfaas_function_queue_retry_pending_items", "Calls that wait for a retry.")
+
+	applied    = single("slimfaas_queue_applied_index", "Raft index at which the figures of calls are true.")
+	remembered = prometheus.NewDesc("slimfaas_queue_calls", "Calls in memory.", []string{"kind"}, nil)
+	sessions   = single("slimfaas_queue_sessions", "Live sessions of edges and scalers.")
+
+	leading  = single("slimfaas_queue_leader", "1 on the node that leads.")
+	term     = single("slimfaas_queue_term", "Raft term.")
+	commit   = single("slimfaas_queue_commit_index", "Raft index a majority has, as far as this node knows.")
+	runs     = single("slimfaas_queue_run_slots", "Run slots in use; 0 on a node that does not lead.")
+	granting = single("slimfaas_queue_grants_proposed", "Grants under way into the log.")
+	streams  = single("slimfaas_queue_edge_streams", "Edges with an open delivery stream to this node.")
+	synced   = single("slimfaas_queue_table_synced", "1 when this node has had the whole function table; without it nothing is delivered.")
+
+	busPeers   = single("slimfaas_bus_peers", "Nodes with an open route to this one.")
+	busClients = single("slimfaas_bus_clients", "Open client connections of this node's bus.")
+	busSlow    = single("slimfaas_bus_slow_consumers_total", "Clients cut because they did not read.")
+	busDropped = single("slimfaas_bus_overruns_total", "Times this node was too slow to read its own messages.")
+)
+
+// Describe implements prometheus.Collector.
+func (Collector) Describe(out chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		accepted, redriven, succeeded, dead, cancelled, queued, running, waiting, readyItems, inFlightItems, retryItems,
+		applied, remembered, sessions, leading, term, commit, runs, granting, streams, synced,
+		busPeers, busClients, busSlow, busDropped,
+	} {
+		out <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c Collector) Collect(out chan<- prometheus.Metric) {
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+
+	var index uint64
+	var functions []fsm.FunctionCounters
+	var unfinished, finished, deadCalls, live int
+	c.sources.Node.View(func(m *fsm.Machine) {
+		index, functions = m.Applied(), m.Counters()
+		unfinished, finished, deadCalls = m.Sizes()
+		for _, s := range m.Sessions() {
+			if !s.Vanished {
+				live++
+			}
+		}
+	})
+	gauge(applied, float64(index))
+	for _, f := range functions {
+		counter(accepted, f.Accepted, f.Function)
+		counter(redriven, f.Redriven, f.Function)
+		counter(succeeded, f.Succeeded, f.Function)
+		counter(dead, f.Dead, f.Function)
+		counter(cancelled, f.Cancelled, f.Function)
+		gauge(queued, float64(f.Queued), f.Function)
+		gauge(running, float64(f.Running+f.Awaiting), f.Function)
+		gauge(waiting, float64(f.Waiting), f.Function)
+		gauge(readyItems, float64(f.Queued), f.Function)
+		gauge(inFlightItems, float64(f.Running+f.Awaiting), f.Function)
+		gauge(retryItems, float64(f.Waiting), f.Function)
+	}
+	gauge(remembered, float64(unfinished), "unfinished")
+	gauge(remembered, float64(finished), "finished")
+	gauge(remembered, float64(deadCalls), "dead")
+	gauge(sessions, float64(live))
+
+	stats := c.sources.Dispatcher.Stats()
+	gauge(leading, flag(c.sources.Node.IsLeader()))
+	gauge(term, float64(c.sources.Node.Term()))
+	gauge(commit, float64(c.sources.Node.Commit()))
+	gauge(runs, float64(stats.Runs))
+	gauge(granting, float64(stats.Granting))
+	gauge(streams, float64(stats.Streams))
+	gauge(synced, flag(c.sources.Table.Synced()))
+	gauge(busPeers, float64(len(c.sources.Bus.Peers())))
+	gauge(busClients, float64(c.sources.Bus.Clients()))
+	counter(busSlow, uint64(max(0, c.sources.Bus.SlowConsumers())))
+	counter(busDropped, c.sources.Client.Overruns())
+}
+
+func flag(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
