@@ -16,7 +16,8 @@ import (
 
 // work is what the term knows of one function beyond what it hears.
 type work struct {
-	active time.Time // newest activity that is no load: queued work, a wake
+	active time.Time // newest activity seen here: open or queued work, a wake
+	open   bool      // there was open or queued work at the last look
 	drain  *drain.Drain
 	// leaving were asked to stop and may still be there: nobody is to call them.
 	leaving []drain.Victim
@@ -134,8 +135,8 @@ func (o *office) functions(now time.Time, view *fleet.View) []*decide.Function {
 			Woken:    woken[name],
 			Override: o.facts.overrides[name],
 		}
-		if load.Open() || held.Queued+held.Running+held.Awaiting > 0 {
-			w.active = now
+		if open := load.Open() || held.Queued+held.Running+held.Awaiting > 0; open || w.open {
+			w.active, w.open = now, open // also at the end: it was open until a moment ago
 		}
 		if f.Woken.After(w.active) {
 			w.active = f.Woken
