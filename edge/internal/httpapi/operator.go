@@ -226,14 +226,18 @@ func readScale(r *http.Request, f *replica.Function, most int) (replicas int32, 
 // clusterStatus is the object of /cluster.
 type clusterStatus struct {
 	Installation string
+	Queue        clusterQueue
+	Scaler       clusterScaler
+	Edges        []clusterEdge // null: could not be read
+}
+
+type clusterQueue struct {
 	Node         string // that answered
 	Leader       string // empty: none known
 	Term         uint64
 	AppliedIndex uint64
 	CommitIndex  uint64
 	Members      []clusterMember
-	Scaler       clusterScaler
-	Edges        []clusterEdge // null: could not be read
 }
 
 type clusterMember struct {
@@ -264,12 +268,15 @@ func (o Operator) cluster(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s := clusterStatus{
-		Installation: c.GetInstallation(), Node: c.GetNode(), Leader: c.GetLeader(), Term: c.GetTerm(),
-		AppliedIndex: c.GetAppliedIndex(), CommitIndex: c.GetCommitIndex(), Members: []clusterMember{},
+		Installation: c.GetInstallation(),
+		Queue: clusterQueue{
+			Node: c.GetNode(), Leader: c.GetLeader(), Term: c.GetTerm(),
+			AppliedIndex: c.GetAppliedIndex(), CommitIndex: c.GetCommitIndex(), Members: []clusterMember{},
+		},
 		Scaler: clusterScaler{Epoch: o.Digest().GetVersion().GetEpoch()},
 	}
 	for _, m := range c.GetMembers() {
-		s.Members = append(s.Members, clusterMember{Name: m.GetName(), RaftAddress: m.GetRaftAddress(), APIAddress: m.GetApiAddress(), Voter: m.GetVoter()})
+		s.Queue.Members = append(s.Queue.Members, clusterMember{Name: m.GetName(), RaftAddress: m.GetRaftAddress(), APIAddress: m.GetApiAddress(), Voter: m.GetVoter()})
 	}
 	// Without a leader sessions and locks cannot be read; the members still tell something.
 	if facts, err := o.Facts(ctx); err != nil {
