@@ -68,6 +68,9 @@ func (f flags) up(m *manifest.Manifest, environ []string, stdout, stderr io.Writ
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
+	// A terminal that goes away must not kill us in the middle of a line: SIGHUP follows. Notify and not Ignore, which
+	// children would inherit.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 	hurry := make(chan struct{})

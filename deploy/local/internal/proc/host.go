@@ -128,7 +128,12 @@ func (h *Host) Start(spec Spec) (*Process, error) {
 	mark := fmt.Sprintf("%s#%d", spec.Name, h.started)
 	h.mu.Unlock()
 	env := make([]string, 0, len(spec.Env)+2)
-	env = append(env, spec.Env...)
+	for _, line := range spec.Env {
+		// The marks of a supervisor this one runs under would be found first.
+		if !strings.HasPrefix(line, markState+"=") && !strings.HasPrefix(line, markProcess+"=") {
+			env = append(env, line)
+		}
+	}
 	env = append(env, markState+"="+h.opts.State, markProcess+"="+mark)
 	out := make(chan startResult, 1)
 	request := startRequest{path: path, spec: spec, mark: mark, out: out, attr: &syscall.ProcAttr{
