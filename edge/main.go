@@ -20,6 +20,10 @@ const usage = `usage: edge [command]
 
   (none)   run; configured by environment variables, see docs/configuration.md
   health   ask the /ready of the edge on this machine; exit code 0 when it is
+  status   print what /status-functions says
+  cluster  print what /cluster says
+  explain  print why a function has the replicas it has: edge explain <function>
+  wake     wake a function: edge wake <function>
   config   print the table of settings for docs/configuration.md
   version  print the version
 `
@@ -40,6 +44,13 @@ func run(args, environ []string, stdout, stderr io.Writer) int {
 	case "health":
 		_, _ = settings.Load(prefix, &cfg, environ) // the admin address is read whatever else is wrong
 		if err := serve.CheckReady(ctx, cfg.Listen.Admin); err != nil {
+			fmt.Fprintln(stderr, err)
+			return 1
+		}
+		return 0
+	case "explain", "wake", "status", "cluster":
+		_, _ = settings.Load(prefix, &cfg, environ) // as above, for the internal address
+		if err := ask(ctx, cfg.Listen.Internal, command, args[1:], stdout); err != nil {
 			fmt.Fprintln(stderr, err)
 			return 1
 		}

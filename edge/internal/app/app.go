@@ -82,7 +82,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	defer a.close()
+	defer a.Close()
 	if err := a.Listen(ctx); err != nil {
 		return err
 	}
@@ -304,8 +304,8 @@ func (a *App) onBus() (stop func()) {
 	}
 }
 
-// close ends what New made.
-func (a *App) close() {
+// Close ends what New made; after Run.
+func (a *App) Close() {
 	a.bus.Close()
 	a.client.Close()
 	a.forwarder.Close()

@@ -4,7 +4,6 @@ package replica
 
 import (
 	"cmp"
-	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -23,29 +22,36 @@ type Set struct {
 	// again. Set it before the first Apply.
 	Woken func(*Function)
 
-	epoch     atomic.Uint64                        // the highest of a record applied
-	functions atomic.Pointer[map[string]*Function] // copied on change; functions come and go rarely
+	epoch     atomic.Uint64 // the highest of a record applied
+	functions sync.Map      // name → *Function; read without a lock
+	trusted   sync.Map      // netip.Addr of replicas of Trusted functions → struct{}; read without a lock
 
-	mu      sync.Mutex         // guards writers of functions and the fields below
-	trusted map[netip.Addr]int // addresses of replicas of Trusted functions, with how many have it
+	mu      sync.Mutex // guards writers of the maps, and holders
+	holders map[netip.Addr]int
 }
 
 // NewSet returns an empty set that counts on loads.
 func NewSet(loads *load.Tracker) *Set {
-	s := &Set{loads: loads, trusted: map[netip.Addr]int{}}
-	s.functions.Store(&map[string]*Function{})
-	return s
+	return &Set{loads: loads, holders: map[netip.Addr]int{}}
 }
 
 // Get finds a function by its exact name.
 func (s *Set) Get(name string) (*Function, bool) {
-	f, ok := (*s.functions.Load())[name]
-	return f, ok
+	f, ok := s.functions.Load(name)
+	if !ok {
+		return nil, false
+	}
+	return f.(*Function), true
 }
 
 // All lists the functions by name.
 func (s *Set) All() []*Function {
-	return slices.SortedFunc(maps.Values(*s.functions.Load()), func(a, b *Function) int { return cmp.Compare(a.name, b.name) })
+	var all []*Function
+	for _, f := range s.functions.Range {
+		all = append(all, f.(*Function))
+	}
+	slices.SortFunc(all, func(a, b *Function) int { return cmp.Compare(a.name, b.name) })
+	return all
 }
 
 // Apply takes over a record, in the order the table applied them. spec is its decoded specification, nil with a deletion.
@@ -69,56 +75,55 @@ func (s *Set) apply(rec *wire.FunctionRecord, spec *function.Specification) *Fun
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer func() { s.epoch.Store(max(s.epoch.Load(), rec.GetVersion().GetEpoch())) }() // after: who reports it has applied it
-	old := *s.functions.Load()
-	f := old[rec.GetName()]
+	f, _ := s.Get(rec.GetName())
 	if rec.GetDeleted() || spec == nil {
 		if f == nil {
 			return nil
 		}
-		s.trust(f, -1)
+		s.trust(f.view.Load(), -1)
 		f.apply(&wire.FunctionRecord{Name: rec.GetName(), Version: rec.GetVersion(), Deleted: true}, f.Spec())
-		next := maps.Clone(old)
-		delete(next, rec.GetName())
-		s.functions.Store(&next)
+		s.functions.Delete(rec.GetName())
 		s.loads.Forget(rec.GetName())
 		return f // its parked requests must hear that it is gone
 	}
-	if f == nil {
+	fresh := f == nil
+	if fresh {
 		f = newFunction(rec.GetName(), s)
-		f.apply(rec, spec)
-		next := maps.Clone(old)
-		next[rec.GetName()] = f
-		s.functions.Store(&next)
-	} else {
-		s.trust(f, -1)
-		f.apply(rec, spec)
 	}
-	s.trust(f, +1)
+	old := f.view.Load()
+	f.apply(rec, spec)
+	if fresh {
+		s.functions.Store(rec.GetName(), f)
+	}
+	s.trust(f.view.Load(), +1)
+	s.trust(old, -1) // after: an address in both is trusted all the time
 	return f
 }
 
-// trust adds n to the count of every address of a Trusted function's replicas. Holds mu.
-func (s *Set) trust(f *Function, n int) {
-	if f.Spec().DefaultTrust != function.Trusted {
+// trust adds n to the holders of every address of a Trusted function's replicas. Holds mu.
+func (s *Set) trust(v *view, n int) {
+	if v.spec.DefaultTrust != function.Trusted {
 		return
 	}
-	for _, r := range f.Record().GetReplicas() {
+	for _, r := range v.record.GetReplicas() {
 		addr, err := netip.ParseAddr(r.GetHost())
 		if err != nil {
 			continue // a host name is no peer address
 		}
 		addr = addr.Unmap().WithZone("")
-		if s.trusted[addr] += n; s.trusted[addr] <= 0 {
-			delete(s.trusted, addr)
+		if s.holders[addr] += n; s.holders[addr] > 0 {
+			s.trusted.Store(addr, struct{}{})
+		} else {
+			delete(s.holders, addr)
+			s.trusted.Delete(addr)
 		}
 	}
 }
 
 // TrustedAddr says whether addr is exactly the address of a replica of a Trusted function.
 func (s *Set) TrustedAddr(addr netip.Addr) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.trusted[addr.Unmap().WithZone("")] > 0
+	_, ok := s.trusted.Load(addr.Unmap().WithZone(""))
+	return ok
 }
 
 // Sight adds a replica that a scaler saw before the table did. It is used until a record with that replica or of a higher
