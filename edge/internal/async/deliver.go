@@ -156,11 +156,14 @@ func (d *Deliverer) connect(life, root context.Context) error {
 		return fmt.Errorf("connecting to the queue leader: %w", err)
 	}
 	c, hello := d.begin(stream, node)
-	defer func() {
-		_ = stream.CloseRequest() // the peer sees a clean end where there is still a connection
-		cancel()
+	// Both ends are closed by hand: while net/http waits for more of a request's body, it does not notice that the context
+	// has ended, and a Receive under way would go on waiting.
+	hangUp := func() {
+		_ = stream.CloseRequest()
 		_ = stream.CloseResponse()
-	}()
+	}
+	defer hangUp()
+	defer context.AfterFunc(ctx, hangUp)()
 	// A node that takes the connection and says nothing is left.
 	slow := time.AfterFunc(welcomeWithin, cancel)
 	defer slow.Stop()
