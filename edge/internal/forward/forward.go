@@ -30,13 +30,17 @@ var (
 
 // Forwarder forwards requests. Safe for concurrent use.
 type Forwarder struct {
+	// Stalled is how long an HTTP/1 caller may take none of the answer before its connection is cut: it holds a replica
+	// meanwhile. HTTP/2 has its own guard in package serve. Set it before the first call.
+	Stalled time.Duration
+
 	transport *http.Transport
 	proxy     *httputil.ReverseProxy
 }
 
 // New returns a forwarder that logs to log, at debug level only: the caller of a broken function is told.
 func New(log *slog.Logger) *Forwarder {
-	f := &Forwarder{transport: newTransport()}
+	f := &Forwarder{transport: newTransport(), Stalled: time.Minute}
 	f.proxy = &httputil.ReverseProxy{
 		Rewrite:        rewrite,
 		Transport:      f,
@@ -107,6 +111,11 @@ func (f *Forwarder) Serve(w http.ResponseWriter, r *http.Request, c Call) {
 			_ = http.NewResponseController(w).EnableFullDuplex() // only a wrapped writer cannot
 		}
 		defer func() { x.finishBody(w, r, inbound) }()
+	}
+	if r.ProtoMajor == 1 {
+		guarded := &guardedWriter{ResponseWriter: w, control: http.NewResponseController(w), stalled: f.Stalled}
+		defer guarded.clear()
+		w = guarded
 	}
 	_, x.cors = w.Header()["Access-Control-Allow-Origin"]
 	x.timer = time.AfterFunc(never, x.timeUp)
@@ -329,6 +338,33 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 }
 
 func (b *watchedBody) Close() error { return nil }
+
+// guardedWriter bounds each write to an HTTP/1 caller. An answer that is silent for hours is not touched: only writes are timed.
+type guardedWriter struct {
+	http.ResponseWriter
+	control *http.ResponseController
+	stalled time.Duration
+	set     time.Time // of the deadline in force; zero: none
+}
+
+func (g *guardedWriter) Write(p []byte) (int, error) {
+	if now := time.Now(); now.Sub(g.set) > min(time.Second, g.stalled/4) { // not with every chunk of a fast answer
+		if g.control.SetWriteDeadline(now.Add(g.stalled)) == nil {
+			g.set = now
+		}
+	}
+	return g.ResponseWriter.Write(p)
+}
+
+// Unwrap is for http.ResponseController: flush, hijack, deadlines.
+func (g *guardedWriter) Unwrap() http.ResponseWriter { return g.ResponseWriter }
+
+// clear leaves the connection as it was, for its next request.
+func (g *guardedWriter) clear() {
+	if !g.set.IsZero() {
+		_ = g.control.SetWriteDeadline(time.Time{}) // fails when the connection is gone
+	}
+}
 
 type emptyBody struct{}
 

@@ -37,6 +37,7 @@ type bundle struct {
 	tracker *load.Tracker
 	timeout time.Duration
 	keep    bool
+	forward *forward.Forwarder
 	handler http.Handler // what the edge serves: replaceable before the first request
 }
 
@@ -59,6 +60,7 @@ func setup(t *testing.T, addresses ...string) *bundle {
 	set.Apply(rec, &function.Specification{NumberParallelRequestPerPod: 10})
 	b.fn, _ = set.Get("fib")
 	f := forward.New(slog.New(slog.DiscardHandler))
+	b.forward = f
 	t.Cleanup(f.Close)
 	b.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rt := route.Parse(r.RequestURI)
@@ -644,4 +646,51 @@ func TestAnEarlyAnswerEndsTheCallThoughTheBodyIsNotSent(t *testing.T) {
 		t.Fatalf("%d %q %v", resp.StatusCode, body, err)
 	}
 	b.idle(t)
+}
+
+// A caller that takes nothing of the answer holds a replica; it is cut, and one that pauses between answers is not.
+func TestACallerThatStopsReadingIsCut(t *testing.T) {
+	t.Parallel()
+	b := setup(t, serve(t, func(w http.ResponseWriter, r *http.Request) {
+		chunk := make([]byte, 1<<20)
+		for range 1 << 10 {
+			if _, err := w.Write(chunk); err != nil {
+				return
+			}
+		}
+	}))
+	b.forward.Stalled = 50 * time.Millisecond
+	c, err := net.Dial("tcp", b.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	fmt.Fprint(c, "GET /function/fib HTTP/1.1\r\nHost: e\r\n\r\n")
+	if _, err := c.Read(make([]byte, 1)); err != nil { // the answer has begun
+		t.Fatal(err)
+	}
+	b.idle(t)
+}
+
+func TestASilentStreamIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	b := setup(t, serve(t, func(w http.ResponseWriter, r *http.Request) {
+		for range 3 {
+			_, _ = io.WriteString(w, "x")
+			w.(http.Flusher).Flush()
+			time.Sleep(120 * time.Millisecond) // a stream with nothing to say
+		}
+	}))
+	b.forward.Stalled = 50 * time.Millisecond
+	for range 2 {
+		resp, err := http.Get(b.url + "/function/fib")
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if err != nil || string(body) != "xxx" {
+			t.Errorf("%q %v", body, err)
+		}
+	}
 }

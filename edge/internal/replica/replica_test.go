@@ -146,8 +146,10 @@ func TestAnEarlyProbeOpensAStartingReplicaUntilTheOrchestratorHasSpoken(t *testi
 	woken := 0
 	s.Woken = func(*replica.Function) { woken++ }
 	r := f.Replicas()[0]
-	if !r.BeginProbe(2) || !r.BeginProbe(2) || r.BeginProbe(2) {
-		t.Fatal("two probes may be open, not more")
+	for i, want := range []bool{true, true, false} {
+		if r.BeginProbe(2) != want {
+			t.Fatalf("probe %d: two may be open, not more", i+1)
+		}
 	}
 	r.EndProbe(f, false)
 	if len(f.Ready()) != 0 || woken != 0 {
