@@ -95,7 +95,7 @@ func (o *office) explain(now time.Time, name string) (*Explanation, bool) {
 		Function: name, Decision: d.Replicas, Reason: d.Reason, WhatWouldChangeIt: d.Change,
 		Awaited:  append([]string{}, d.Awaited...),
 		Problems: append([]string{}, f.Problems...),
-		Warnings: slices.Concat([]string{}, f.Warnings, d.Warnings),
+		Warnings: append(append([]string{}, f.Warnings...), d.Warnings...),
 		Epoch:    o.epoch, Leader: o.Name,
 		Replicas: countReplicas(f, w),
 		Facts: Facts{

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -99,7 +100,7 @@ func TestACallCancelsADrain(t *testing.T) {
 		_ = w.lead(1, func() {
 			w.sleep(time.Second)
 			w.report()
-			w.edges[1].mute = true // it applies the drain and does not say so: the drain waits
+			w.edges[1].setMute(true) // it applies the drain and does not say so: the drain waits
 			w.until("draining", 20*time.Second, func() bool { return w.state("hello") == "0 DRAINING" })
 			draining := w.record("hello").GetVersion().GetSeq()
 			w.edges[0].park("hello", 1)
@@ -107,7 +108,7 @@ func TestACallCancelsADrain(t *testing.T) {
 			if w.record("hello").GetVersion().GetSeq() <= draining {
 				t.Error("Ready must have a higher version than Draining")
 			}
-			w.edges[1].mute = false
+			w.edges[1].setMute(false)
 			w.edges[0].park("hello", -1)
 			w.until("asleep in the end", 20*time.Second, func() bool { return w.wanted("hello") == 0 })
 		})
@@ -122,7 +123,7 @@ func TestAWakeCancelsADrain(t *testing.T) {
 		_ = w.lead(1, func() {
 			w.sleep(time.Second)
 			w.report()
-			w.edges[1].mute = true
+			w.edges[1].setMute(true)
 			w.until("draining", 20*time.Second, func() bool { return w.state("hello") == "0 DRAINING" })
 			w.waker.Heard([]string{"hello", "unknown"})
 			w.leader.Changed()
@@ -162,16 +163,16 @@ func TestANewLeaderShrinksNothingBeforeItKnows(t *testing.T) {
 		after   func(*world)
 	}{
 		"the queue cannot be read": {
-			before: func(w *world) { w.queue.down = true }, hinders: "history",
-			after: func(w *world) { w.queue.down = false },
+			before: func(w *world) { w.queue.setDown(true) }, hinders: "history",
+			after: func(w *world) { w.queue.setDown(false) },
 		},
 		"a live edge does not report": {
-			before: func(w *world) { w.edges[1].mute = true }, hinders: "edge-1 has not reported",
-			after: func(w *world) { w.edges[1].mute = false; w.report() },
+			before: func(w *world) { w.edges[1].setMute(true) }, hinders: "edge-1 has not reported",
+			after: func(w *world) { w.edges[1].setMute(false); w.report() },
 		},
 		"a live edge has not applied the new table": {
-			before: func(w *world) { w.edges[1].deaf = true }, hinders: "under epoch",
-			after: func(w *world) { w.edges[1].deaf = false; w.edges[1].apply(w.record("hello")); w.report() },
+			before: func(w *world) { w.edges[1].setDeaf(true) }, hinders: "under epoch",
+			after: func(w *world) { w.edges[1].setDeaf(false); w.edges[1].apply(w.record("hello")); w.report() },
 		},
 		"an edge vanished a moment ago": {
 			before: func(w *world) { w.vanish("edge-1") }, hinders: "edge-1 vanished",
@@ -237,10 +238,9 @@ func TestATakeoverPutsNothingToSleepThatWasActive(t *testing.T) {
 			w.edges[0].call("hello", "hello-0", -1)
 			w.sleep(6 * time.Second) // the activity was persisted meanwhile
 		})
-		w.edges[0].ended = nil // the edge restarted: it does not know any more
+		w.edges[0].forget() // the edge restarted: it does not know any more
 		w.fresh()
 		_ = w.lead(2, func() {
-			w.edges[0].ended = map[string]time.Time{}
 			w.report()
 			took := w.until("asleep", 10*time.Second, func() bool { return w.wanted("hello") == 0 })
 			if took < 3*time.Second {
@@ -258,7 +258,7 @@ func TestATakeoverInADrainStatesEverythingAfresh(t *testing.T) {
 		_ = w.lead(1, func() {
 			w.sleep(time.Second)
 			w.report()
-			w.edges[1].mute = true
+			w.edges[1].setMute(true)
 			w.until("draining", 20*time.Second, func() bool { return w.state("hello") == "0 DRAINING DRAINING" })
 		})
 		w.mu.Lock()
@@ -308,19 +308,19 @@ func TestActivityIsPersistedSparingly(t *testing.T) {
 		_ = w.lead(1, func() {
 			w.report()
 			w.sleep(10 * time.Second)
-			before := w.queue.recorded
+			before := w.queue.operations()
 			for range 200 {
 				w.edges[0].call("hello", "hello-0", 1)
 				w.edges[0].call("hello", "hello-0", -1)
 				w.sleep(100 * time.Millisecond)
 			}
-			if n := w.queue.recorded - before; n < 3 || n > 5 {
+			if n := w.queue.operations() - before; n < 3 || n > 5 {
 				t.Errorf("%d operations in 20 s, want one each 5 s", n)
 			}
 			w.sleep(10 * time.Second)
-			before = w.queue.recorded
+			before = w.queue.operations()
 			w.sleep(time.Minute)
-			if w.queue.recorded != before {
+			if w.queue.operations() != before {
 				t.Error("activity that did not change was persisted again")
 			}
 		})
@@ -410,15 +410,15 @@ func TestARequestWhoseAnswerWasLostIsSettled(t *testing.T) {
 					w.up("hello", 1)
 					_ = w.lead(1, func() {
 						w.report()
-						failed := 0
+						var failed atomic.Int32
 						w.orchestrator.Fail(func(what string, done bool) error {
-							if strings.HasPrefix(what, "scale") && done == carriedOut && failed < 3 {
-								failed++
+							if strings.HasPrefix(what, "scale") && done == carriedOut && failed.Load() < 3 {
+								failed.Add(1)
 								return orchestrator.ErrUnreachable
 							}
 							return nil
 						})
-						w.until("the request", 20*time.Second, func() bool { return failed > 0 })
+						w.until("the request", 20*time.Second, func() bool { return failed.Load() > 0 })
 						if comesBack {
 							w.edges[0].park("hello", 1)
 							w.until("a ready replica", 10*time.Second, func() bool { return w.state("hello") == "1 READY" })

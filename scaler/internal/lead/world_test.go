@@ -266,6 +266,24 @@ func (e *edge) apply(record *wire.FunctionRecord) {
 	e.report(false)
 }
 
+func (e *edge) setMute(mute bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.mute = mute
+}
+
+func (e *edge) setDeaf(deaf bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.deaf = deaf
+}
+
+func (e *edge) forget() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	clear(e.ended)
+}
+
 // call opens calls on a replica (negative: ends them).
 func (e *edge) call(function, replica string, n int) {
 	e.mu.Lock()
@@ -332,6 +350,18 @@ type queue struct {
 type override struct {
 	replicas int
 	until    time.Time
+}
+
+func (q *queue) setDown(down bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.down = down
+}
+
+func (q *queue) operations() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.recorded
 }
 
 func (q *queue) Do(_ context.Context, op *wire.Op) (*wire.OpResult, error) {
@@ -402,7 +432,8 @@ func (w *world) vanish(name string) {
 	w.queue.mu.Unlock()
 	for _, e := range w.edges {
 		if e.name == name {
-			e.mute, e.deaf = true, true
+			e.setMute(true)
+			e.setDeaf(true)
 		}
 	}
 	w.leader.FactsChanged()
