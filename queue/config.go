@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"strings"
 	"time"
 
@@ -135,7 +136,7 @@ func parseMember(item string) (app.Member, error) {
 	if !ok || name == "" || where == "" {
 		return app.Member{}, fmt.Errorf("%q: expected name=host[:raft:api:routes]", item)
 	}
-	host, ports := where, ""
+	var host, ports string
 	if strings.HasPrefix(where, "[") {
 		end := strings.Index(where, "]")
 		if end < 0 {
@@ -153,7 +154,7 @@ func parseMember(item string) (app.Member, error) {
 		return app.Member{}, fmt.Errorf("%q: expected name=host or name=host:raft:api:routes", item)
 	}
 	for _, p := range port {
-		if n, err := net.LookupPort("tcp", p); err != nil || n == 0 {
+		if n, err := strconv.ParseUint(p, 10, 16); err != nil || n == 0 {
 			return app.Member{}, fmt.Errorf("%q: %q is not a port", item, p)
 		}
 	}

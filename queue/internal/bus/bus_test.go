@@ -2,7 +2,6 @@ package bus
 
 import (
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"slices"
@@ -67,7 +66,7 @@ func freeAddresses(t *testing.T, n int) []string {
 
 func start(t *testing.T, c Config) *Server {
 	t.Helper()
-	c.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
+	c.Log = slog.New(slog.DiscardHandler)
 	c.ClientAddress = "127.0.0.1:0"
 	s, err := Start(t.Context(), c)
 	if err != nil {

@@ -13,7 +13,7 @@ const maxCommands = 512
 
 // batch is one proposal of the office: ends of tries first, so that the grants behind them may use their slots.
 type batch struct {
-	commands []command.Command // of finishes, sessions, grants, in this order, then the rest
+	commands []command.Command // of finishes, sessions, grants, in this order
 	finishes []*run
 	sessions []*session
 	grants   []*pending
@@ -39,16 +39,15 @@ func (o *office) batch(now time.Time) batch {
 	}
 	o.expired = rest(o.expired, n)
 
-	b.grants = o.grants(now, maxCommands-len(b.commands))
+	n = min(len(o.burials), maxCommands-len(b.commands))
+	b.grants = append(b.grants, o.burials[:n]...)
+	o.burials = rest(o.burials, n)
+	b.grants = append(b.grants, o.grants(now, maxCommands-len(b.commands)-n)...)
 	for _, p := range b.grants {
 		b.commands = append(b.commands, command.Grant{
 			ID: p.id, Session: p.session.ID, Replica: p.replica, MaxTries: maxTries(p.spec),
 		})
 	}
-
-	n = min(len(o.buried), maxCommands-len(b.commands))
-	b.commands = append(b.commands, o.buried[:n]...)
-	o.buried = rest(o.buried, n)
 	return b
 }
 

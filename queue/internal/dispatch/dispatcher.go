@@ -80,7 +80,7 @@ func New(c Config) *Dispatcher {
 	return &Dispatcher{config: c, log: c.Logger, wake: make(chan struct{}, 1), report: make(chan struct{}, 1)}
 }
 
-// ErrNotLeading: this node does not lead, or has not taken office yet.
+// ErrNotLeading says that this node does not lead, or has not taken office yet.
 var ErrNotLeading = errors.New("node does not lead")
 
 // Lead is what the node calls when it takes office. It returns soon after ctx, which ends with the leadership.
@@ -130,7 +130,7 @@ func (d *Dispatcher) FunctionChanged(f Function, known bool) {
 	}
 }
 
-// TableSynced: the table is complete for the first time.
+// TableSynced tells that the table is complete for the first time.
 func (d *Dispatcher) TableSynced() {
 	d.mu.Lock()
 	defer d.mu.Unlock()

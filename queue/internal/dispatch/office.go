@@ -28,7 +28,7 @@ type office struct {
 
 	ended     []*run // with a finish to propose
 	expired   []*session
-	buried    []command.Command
+	burials   []*pending // calls of functions long gone
 	deadlines heap[deadline]
 	wakes     heap[wake]
 	expiry    time.Time // no session can expire before; zero: look now
@@ -132,7 +132,8 @@ func (o *office) enter(c fsm.Change, now time.Time, loading bool) {
 // start is a grant that was committed.
 func (o *office) start(l *lane, c fsm.Call, now time.Time, loading bool) {
 	r := &run{Call: c, lane: l, spec: l.Spec, since: now, session: o.sessions[c.Session], sent: loading}
-	if p := o.pending[c.ID]; p != nil {
+	p := o.pending[c.ID]
+	if p != nil {
 		delete(o.pending, c.ID)
 		r.spec, r.slot, r.load = p.spec, true, true
 	} else {
@@ -148,6 +149,10 @@ func (o *office) start(l *lane, c fsm.Call, now time.Time, loading bool) {
 	}
 	o.runs[c.ID] = r
 	o.setDeadline(r, now)
+	if p != nil && p.bury {
+		o.end(r, l, now)
+		return
+	}
 	if r.session == nil {
 		o.finish(r, noAnswer("edge lost"), now)
 		return
@@ -207,7 +212,7 @@ func (o *office) leaveSession(r *run, after fsm.Call) {
 		s.send(acknowledge(r.ID, r.Fence, codeOK))
 	case r.result:
 		s.send(acknowledge(r.ID, r.Fence, codeStale))
-	default:
+	case r.sent || r.taken:
 		s.send(withdraw(r.ID, r.Fence, "call has moved on to "+stateName(after.State)))
 	}
 	r.session = nil
@@ -245,7 +250,8 @@ func (o *office) freeLoad(r *run) {
 }
 
 // finish decides the end of a try; it is proposed with the next batch. The slot is free from now on: the try is over, whatever
-// becomes of the proposal. A try whose end is decided already keeps that end.
+// becomes of the proposal. Not that of a released call: it comes back to its place first, and is the next. A try whose end is
+// decided already keeps that end.
 func (o *office) finish(r *run, e ending, now time.Time) {
 	if r.finish != nil {
 		return
@@ -254,7 +260,7 @@ func (o *office) finish(r *run, e ending, now time.Time) {
 	f.ID, f.Fence = r.ID, r.Fence
 	r.finish = &f
 	o.ended = append(o.ended, r)
-	if f.Outcome != command.OutcomeAwaiting {
+	if f.Outcome != command.OutcomeAwaiting && f.Outcome != command.OutcomeReleased {
 		o.freeSlot(r)
 	}
 	if r.session != nil {

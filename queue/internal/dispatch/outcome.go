@@ -95,6 +95,9 @@ func (a attempt) again(nowMs int64, status uint32, text string) command.Finish {
 
 // maxTries of a function: the first and one per delay.
 func maxTries(spec *function.Specification) uint32 {
+	if spec == nil {
+		return 1
+	}
 	return uint32(1 + len(spec.Configuration.DefaultAsync.TimeoutRetries))
 }
 

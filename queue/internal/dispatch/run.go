@@ -21,7 +21,8 @@ type run struct {
 	since    time.Time // of this state, or of taking office, or of sending
 	deadline time.Time
 
-	sent   bool // the edge may know of it
+	taken  bool // its sending has begun
+	sent   bool // the edge has it, or may have
 	missed int  // heartbeats in a row whose list lacked it
 	slot   bool // counts in its lane
 	load   bool // counts in its session
@@ -37,6 +38,7 @@ type pending struct {
 	replica string
 	session *session
 	spec    *function.Specification
+	bury    bool // not for the edge: the call is to be ended
 }
 
 // session of an edge or a scaler, timed by this leader.

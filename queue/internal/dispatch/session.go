@@ -210,7 +210,7 @@ func (o *office) callback(id command.ID, function string, success bool, now time
 	return f, true
 }
 
-// send bookkeeping: valid says whether a grant is still worth sending; one whose replica is gone is released unsent.
+// valid says whether a grant is still worth sending; one whose replica is gone is released unsent.
 func (o *office) valid(r *run, now time.Time) bool {
 	if o.runs[r.ID] != r || r.finish != nil || r.State != fsm.Running {
 		return false
@@ -219,6 +219,7 @@ func (o *office) valid(r *run, now time.Time) bool {
 		o.finish(r, released("replica is gone"), now)
 		return false
 	}
+	r.taken = true
 	return true
 }
 

@@ -15,7 +15,7 @@ import (
 // lastWords is how long a stream that is over may take to say so before it is cut.
 const lastWords = time.Second
 
-// ErrBadHello: the first message of a stream is not a hello, or lacks name or incarnation.
+// ErrBadHello says that the first message of a stream is not a hello, or lacks name or incarnation.
 var ErrBadHello = errors.New("stream must begin with a hello that has name and incarnation")
 
 // Deliver serves one edge until its stream, its session or this node's leadership ends. cut makes a receive or send that blocks
