@@ -137,7 +137,7 @@ func (c *Catalogue) Forget(now time.Time, age time.Duration) {
 	c.table.Forget(age)
 }
 
-// ErrNotLeading: only the leader's table may be copied from a scaler.
+// ErrNotLeading says that only the leader's table may be copied from a scaler.
 var ErrNotLeading = errors.New("this scaler does not lead")
 
 // Pages answers a pull: one consistent state in pages, the first with the digest.

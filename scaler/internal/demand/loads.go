@@ -21,7 +21,7 @@ const (
 	superseded = 3 * time.Second
 	// forgotten: an edge without a session that is silent for this long is forgotten.
 	forgotten = 10 * time.Second
-	// Fresh: a full report is due each 5 s; an edge silent for longer than two of them has not reported.
+	// Fresh is how old a report may be: a full one is due each 5 s, and an edge silent for longer than two of them has not reported.
 	Fresh = 12 * time.Second
 )
 

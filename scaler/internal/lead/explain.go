@@ -50,7 +50,7 @@ type Override struct {
 	ForMs    int64
 }
 
-// ErrNotLeading: only the leader explains.
+// ErrNotLeading says that only the leader explains.
 var ErrNotLeading = errors.New("this scaler does not lead")
 
 // Explain explains a function; found is false when there is none. Only the leader answers. The queue is read anew first, so that an
