@@ -24,6 +24,7 @@ import (
 	"github.com/slimfaas/slimfaas/edge/internal/httpapi"
 	"github.com/slimfaas/slimfaas/edge/internal/load"
 	"github.com/slimfaas/slimfaas/edge/internal/message"
+	"github.com/slimfaas/slimfaas/edge/internal/metrics"
 	"github.com/slimfaas/slimfaas/edge/internal/replica"
 	"github.com/slimfaas/slimfaas/edge/internal/route"
 	"github.com/slimfaas/slimfaas/edge/internal/wake"
@@ -156,8 +157,11 @@ func (a *App) changed(e *table.Entry) {
 func (a *App) listeners() {
 	o := a.options
 	registry := obs.Registry("edge")
-	registry.MustRegister(&collector{a})
-	metrics := obs.Handler(registry, a.log)
+	registry.MustRegister(&metrics.Collector{
+		Functions: a.functions, BusConnected: a.bus.Connected, BusOverruns: a.bus.Overruns,
+		Delivery: func() (uint64, int) { s := a.deliverer.State(); return s.Session, s.Held },
+	})
+	exposition := obs.Handler(registry, a.log)
 
 	api := httpapi.New(httpapi.Options{
 		Functions: a.functions, Access: o.Access, Cors: o.Cors, MaxBody: o.MaxBody, InternalOnPublic: o.InternalOnPublic,
@@ -176,14 +180,14 @@ func (a *App) listeners() {
 		MaxReplicas: o.MaxReplicas, Log: a.log,
 	})
 	if o.PublicMetrics {
-		api.HandleHealth(a.ready, metrics)
+		api.HandleHealth(a.ready, exposition)
 	} else {
 		api.HandleHealth(a.ready, nil)
 	}
 	a.public = serve.New(serve.Options{Name: "public", Handler: api.Public(), Log: a.log})
 	a.internal = serve.New(serve.Options{Name: "internal", Handler: api.Internal(), Log: a.log})
 	a.admin = serve.New(serve.Options{
-		Name: "admin", Handler: serve.Admin{Ready: a.ready, Metrics: metrics}.Handler(), Log: a.log, HTTP1Only: true,
+		Name: "admin", Handler: serve.Admin{Ready: a.ready, Metrics: exposition}.Handler(), Log: a.log, HTTP1Only: true,
 	})
 }
 

@@ -1,11 +1,22 @@
-package app
+// Package metrics shows the edge's own figures to Prometheus.
+package metrics
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/slimfaas/slimfaas/edge/internal/replica"
 )
 
-// collector reads the edge's figures when they are asked for. Label values are function names of the table, never a caller's.
-type collector struct{ a *App }
+// Collector reads the figures when they are asked for. Label values are function names of the table, never a caller's.
+type Collector struct {
+	Functions    *replica.Set
+	BusConnected func() bool
+	BusOverruns  func() uint64
+	// Delivery is the session in the queue (0: none) and how many tries are held.
+	Delivery func() (session uint64, held int)
+}
+
+var _ prometheus.Collector = (*Collector)(nil)
 
 var (
 	inFlight   = gauge("slimfaas_edge_in_flight", "Sync calls under way on this edge.", "function")
@@ -25,18 +36,18 @@ func gauge(name, help string, labels ...string) *prometheus.Desc {
 }
 
 // Describe implements prometheus.Collector.
-func (c *collector) Describe(to chan<- *prometheus.Desc) {
+func (c *Collector) Describe(to chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{inFlight, parked, streams, deliveries, epoch, functions, busUp, session, held, overruns} {
 		to <- d
 	}
 }
 
 // Collect implements prometheus.Collector.
-func (c *collector) Collect(to chan<- prometheus.Metric) {
+func (c *Collector) Collect(to chan<- prometheus.Metric) {
 	put := func(d *prometheus.Desc, v float64, labels ...string) {
 		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
-	all := c.a.functions.All()
+	all := c.Functions.All()
 	for _, f := range all {
 		l := f.Load().Figures()
 		put(inFlight, float64(l.InFlight), f.Name())
@@ -45,14 +56,14 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 		put(deliveries, float64(l.Deliveries), f.Name())
 	}
 	put(functions, float64(len(all)))
-	put(epoch, float64(c.a.functions.Epoch()))
+	put(epoch, float64(c.Functions.Epoch()))
 	up := 0.0
-	if c.a.bus.Connected() {
+	if c.BusConnected() {
 		up = 1
 	}
 	put(busUp, up)
-	state := c.a.deliverer.State()
-	put(session, float64(state.Session))
-	put(held, float64(state.Held))
-	to <- prometheus.MustNewConstMetric(overruns, prometheus.CounterValue, float64(c.a.bus.Overruns()))
+	id, tries := c.Delivery()
+	put(session, float64(id))
+	put(held, float64(tries))
+	to <- prometheus.MustNewConstMetric(overruns, prometheus.CounterValue, float64(c.BusOverruns()))
 }
