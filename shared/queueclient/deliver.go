@@ -2,7 +2,9 @@ package queueclient
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"time"
 
@@ -46,9 +48,10 @@ func (c *Client) Deliver(ctx context.Context) (*Stream, string, error) {
 			continue
 		}
 		life, cancel := context.WithCancel(ctx)
-		s := &Stream{client: c, url: url, cancel: cancel, unhook: context.AfterFunc(c.life, cancel)}
-		s.conn = c.node(url).streams.Deliver(life)
-		return s, url, nil
+		conn := c.node(url).streams.Deliver(life)
+		// HTTP/2 looks at the context of a request only when it is not reading the request's body: end that as well.
+		context.AfterFunc(life, func() { _ = conn.CloseRequest() })
+		return &Stream{client: c, url: url, conn: conn, cancel: cancel, unhook: context.AfterFunc(c.life, cancel)}, url, nil
 	}
 }
 
@@ -64,9 +67,13 @@ func (s *Stream) Send(m *wire.DeliverUp) error {
 func (s *Stream) Receive() (*wire.DeliverDown, error) {
 	m, err := s.conn.Receive()
 	if err != nil {
-		if n, ok := notLeader(err); ok {
+		n, refused := notLeader(err)
+		switch {
+		case refused:
 			s.client.leader.learn(s.url, n.GetLeaderApi())
-		} else {
+		case errors.Is(err, io.EOF): // it ends its office, or itself, in order
+			s.client.leader.learn(s.url, "")
+		case connect.CodeOf(err) != connect.CodeCanceled: // which is ours
 			s.client.leader.failed(s.url)
 		}
 		return nil, fmt.Errorf("receiving from %s: %w", s.url, err)

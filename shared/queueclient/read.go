@@ -1,7 +1,9 @@
 package queueclient
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"net/http"
@@ -44,15 +46,19 @@ func (c *Client) Heartbeat(ctx context.Context, r *wire.HeartbeatRequest) (*wire
 // ask carries out something that may be repeated without harm through the leader, going on from one to the next until
 // ctx ends, or until there has been none for LeaderWait. patience is added to the time of one attempt.
 func ask[T any](ctx context.Context, c *Client, what string, patience time.Duration, call func(context.Context, *node) (*connect.Response[T], error)) (*T, error) {
-	lost := time.Now() // when the leader was last known to be there
+	lost := time.Now() // since when there has been no leader
 	fruitless := 0
 	var last error
 	for {
 		url, err := c.leader.find(ctx)
 		if err == nil {
 			var answer *T
+			began := time.Now()
 			if answer, err = try(ctx, c, url, patience, call); err == nil {
 				return answer, nil
+			}
+			if time.Since(began) > c.options.RPCTimeout/2 { // it was there, or seemed to be: the wait for one begins afresh
+				lost = time.Now()
 			}
 			if final(err) || connect.CodeOf(err) == connect.CodeInvalidArgument {
 				return nil, fmt.Errorf("%s: %w: %w", what, ErrNotHandedOver, err)
@@ -66,12 +72,9 @@ func ask[T any](ctx context.Context, c *Client, what string, patience time.Durat
 			return nil, fmt.Errorf("%s: %w (%w)", what, ctx.Err(), last)
 		case c.life.Err() != nil:
 			return nil, fmt.Errorf("%s: %w", what, ErrClosed)
-		case time.Since(lost) > c.options.LeaderWait+c.options.RPCTimeout:
-			return nil, fmt.Errorf("%s: %w: %w", what, ErrNoLeader, last)
-		case fruitless > 0 || err == ErrNoLeader: //nolint:errorlint // find returns it bare
-			if time.Since(lost) > c.options.LeaderWait {
-				return nil, fmt.Errorf("%s: %w: %w", what, ErrNoLeader, last)
-			}
+		case time.Since(lost) > c.options.LeaderWait:
+			return nil, fmt.Errorf("%s: %w (%w)", what, ErrNoLeader, last)
+		case fruitless > 0 || errors.Is(err, ErrNoLeader):
 			sleep(ctx, pause(fruitless))
 		}
 		fruitless++
@@ -166,13 +169,14 @@ func (c *Client) PullTable(ctx context.Context, since *wire.Version) iter.Seq2[*
 
 // pull yields the pages of one node. answered: a page came; goOn is false when the receiver has had enough.
 func (n *node) pull(ctx context.Context, since *wire.Version, patience time.Duration, yield func(*wire.PullResponse, error) bool) (answered, goOn bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	slow := time.AfterFunc(patience, cancel) // a node that does not begin is left; one that begins is watched by its connection
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	// A node that does not begin is left; one that has begun is watched by its connection.
+	slow := time.AfterFunc(patience, func() { cancel(fmt.Errorf("%s has not begun in %v", n.url, patience)) })
 	defer slow.Stop()
 	stream, err := n.table.Pull(ctx, connect.NewRequest(&wire.PullRequest{Since: since}))
 	if err != nil {
-		return false, true, err
+		return false, true, cmp.Or(context.Cause(ctx), err)
 	}
 	defer stream.Close()
 	for stream.Receive() {
@@ -182,7 +186,10 @@ func (n *node) pull(ctx context.Context, since *wire.Version, patience time.Dura
 			return true, false, nil
 		}
 	}
-	return answered, true, stream.Err()
+	if err := stream.Err(); err != nil {
+		return answered, true, cmp.Or(context.Cause(ctx), err)
+	}
+	return answered, true, nil
 }
 
 // Puller pulls tables from addresses that are not known beforehand: a queue node from the leading scaler. End it with Close.
