@@ -172,9 +172,13 @@ func (t *Table) apply(r *wire.FunctionRecord) bool {
 	return true
 }
 
-// drop runs under mu.
+// drop runs under mu. The source's version counts as seen: its newest record may be a deletion that it has forgotten.
 func (t *Table) drop(listed map[string]struct{}, upTo *wire.Version, live bool) {
-	dropped := false
+	changed := false
+	if compare(upTo, t.state.version()) > 0 {
+		t.state.epoch, t.state.seq = upTo.GetEpoch(), upTo.GetSeq()
+		changed = true
+	}
 	for i := range t.shards {
 		m := t.shards[i].Load()
 		if m == nil {
@@ -185,14 +189,14 @@ func (t *Table) drop(listed map[string]struct{}, upTo *wire.Version, live bool) 
 				continue
 			}
 			t.remove(e)
-			dropped = true
+			changed = true
 			if !e.Record.Deleted { // told as what it amounts to
 				gone := &wire.FunctionRecord{Name: name, Version: e.Record.Version, Deleted: true}
 				t.pending = append(t.pending, newEntry(gone))
 			}
 		}
 	}
-	if dropped {
+	if changed {
 		t.past.add(t.state)
 	}
 }
