@@ -99,8 +99,8 @@ func Connect(ctx context.Context, o Options) (*Bus, error) {
 		nats.DrainTimeout(drainTimeout),
 		nats.IgnoreAuthErrorAbort(), // keys are renewed while programs run
 		nats.ErrorHandler(b.onError),
-		nats.ConnectHandler(func(*nats.Conn) { b.onConnect("connected to the bus") }),
-		nats.ReconnectHandler(func(*nats.Conn) { b.onConnect("reconnected to the bus") }),
+		nats.ConnectHandler(func(*nats.Conn) { b.onConnect(false) }),
+		nats.ReconnectHandler(func(*nats.Conn) { b.onConnect(true) }),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
 				b.log.Warn("lost the bus", "err", err)
@@ -146,8 +146,8 @@ func identity(file string) (public string, sign nats.SignatureHandler, err error
 	return public, key.Sign, nil
 }
 
-func (b *Bus) onConnect(message string) {
-	b.log.Info(message)
+func (b *Bus) onConnect(again bool) {
+	b.log.Info("connected to the bus", "again", again)
 	b.mu.Lock()
 	hooks := slices.Clone(b.hooks)
 	b.mu.Unlock()

@@ -178,7 +178,7 @@ func (n *node) pull(ctx context.Context, since *wire.Version, patience time.Dura
 	if err != nil {
 		return false, true, cmp.Or(context.Cause(ctx), err)
 	}
-	defer stream.Close()
+	defer func() { _ = stream.Close() }()
 	for stream.Receive() {
 		slow.Stop()
 		answered = true

@@ -126,7 +126,9 @@ func (s *Server) Run(ctx context.Context, drain time.Duration) error {
 		_ = s.http.Close()
 		err = fmt.Errorf("draining %s: requests were still open after %v and have been cut", s.options.Name, drain)
 	}
-	<-served
+	if failed := <-served; err == nil && !errors.Is(failed, http.ErrServerClosed) {
+		err = fmt.Errorf("serving %s: %w", s.options.Name, failed)
+	}
 	return err
 }
 

@@ -10,7 +10,7 @@ import (
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
 
-// ErrNotSynced: the table has not been read from its source yet, so nobody may copy it.
+// ErrNotSynced says that the table has not been read from its source yet, so nobody may copy it.
 var ErrNotSynced = errors.New("the function table has not been read yet")
 
 // A page closes at pageBytes; a single record may be larger.

@@ -2,6 +2,7 @@ package testkit
 
 import (
 	"context"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -67,7 +68,7 @@ func (p *Proxy) Addr() string {
 // Accept takes connections again after Refuse.
 func (p *Proxy) Accept(t testing.TB) {
 	t.Helper()
-	l, err := net.Listen("tcp", p.Addr())
+	l, err := (&net.ListenConfig{}).Listen(p.life, "tcp", p.Addr())
 	if err != nil {
 		t.Fatalf("listening for the proxy: %v", err)
 	}
@@ -174,7 +175,7 @@ func (p *Proxy) copy(c *pair, from, to net.Conn, up bool) {
 		if n > 0 && !p.pass(c, to, buffer[:n], up) {
 			return
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			if tcp, ok := to.(*net.TCPConn); ok {
 				_ = tcp.CloseWrite()
 			}
