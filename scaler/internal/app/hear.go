@@ -78,9 +78,20 @@ func (a *App) onLoad(msg []byte, _ string) {
 
 func (a *App) onDemand(msg []byte, _ string) {
 	var report wire.DemandReport
-	if a.decode(wire.SubjectDemand, msg, &report) && a.demand.Apply(time.Now(), &report) {
-		a.leader.Changed()
+	if !a.decode(wire.SubjectDemand, msg, &report) || !a.demand.Apply(time.Now(), &report) {
+		return
 	}
+	// A queued call is a wake, and waking needs no leader.
+	var queued []string
+	for _, f := range report.GetFunctions() {
+		if f.GetQueued() > 0 {
+			queued = append(queued, f.GetFunction())
+		}
+	}
+	if len(queued) > 0 {
+		a.waker.Heard(queued)
+	}
+	a.leader.Changed()
 }
 
 func (a *App) onFacts([]byte, string) {

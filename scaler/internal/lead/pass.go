@@ -88,12 +88,15 @@ func (o *office) pass(ctx context.Context, now time.Time, first bool) (next time
 		}
 		figures = append(figures, Figures{Function: f.Name, Current: f.Wanted, Desired: w.decision.Replicas, Ready: f.Ready})
 	}
-	for _, name := range o.Catalogue.Names() {
-		if view.Functions[name] == nil {
-			records = append(records, o.Catalogue.Delete(now, name))
-			delete(o.work, name)
-			delete(o.latest, name)
-			delete(o.saved, name)
+	if view != o.view { // only a new view can lack a function
+		o.view = view
+		for _, name := range o.Catalogue.Names() {
+			if view.Functions[name] == nil {
+				records = append(records, o.Catalogue.Delete(now, name))
+				delete(o.work, name)
+				delete(o.latest, name)
+				delete(o.saved, name)
+			}
 		}
 	}
 	if !first || len(records) <= maxRestated {
