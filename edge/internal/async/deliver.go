@@ -61,10 +61,11 @@ type Deliverer struct {
 	mu        sync.Mutex // guards all below; never held across I/O
 	held      map[key]*held
 	bytes     int64             // of payloads held
+	unsent    []*held           // with a result to be sent on this connection
+	again     []*held           // the same, with the next heartbeat: the leader could not record it
 	loose     []*wire.TryResult // refusals of tries that are not held
 	session   uint64            // 0: none yet
 	conn      *connection       // nil while there is none
-	conns     uint64            // counts connections
 	draining  bool
 	emptied   chan struct{}                         // while draining: closed when nothing is held
 	listeners map[string]map[chan struct{}]struct{} // tries that wait for a change of a function's record
@@ -72,7 +73,6 @@ type Deliverer struct {
 
 // connection is one life of the stream.
 type connection struct {
-	number   uint64
 	node     string
 	stream   Stream
 	wake     chan struct{} // capacity 1
@@ -122,7 +122,7 @@ func (d *Deliverer) Run(ctx context.Context) error {
 	var stopper sync.WaitGroup
 	stopper.Go(func() {
 		<-ctx.Done()
-		d.drain(life, func() { endTries(errStopped) })
+		d.drain(func() { endTries(errStopped) })
 		endLife()
 	})
 	for life.Err() == nil {
@@ -136,6 +136,7 @@ func (d *Deliverer) Run(ctx context.Context) error {
 		}
 	}
 	stopper.Wait()
+	d.closeSession(context.WithoutCancel(ctx))
 	endTries(errStopped)
 	d.tries.Wait()
 	d.transport.Close()
@@ -212,8 +213,13 @@ func (d *Deliverer) begin(stream Stream, node string) (*connection, *wire.Delive
 			d.settle(h, released(h, "the stream broke while the request came"))
 		}
 	}
-	d.conns++
-	c := &connection{number: d.conns, node: node, stream: stream, wake: make(chan struct{}, 1), capacity: d.capacity()}
+	d.unsent, d.again = nil, nil // all results go out anew
+	for _, h := range d.held {
+		if h.result != nil {
+			d.unsent = append(d.unsent, h)
+		}
+	}
+	c := &connection{node: node, stream: stream, wake: make(chan struct{}, 1), capacity: d.capacity()}
 	return c, &wire.DeliverUp{Up: &wire.DeliverUp_Hello{Hello: &wire.Hello{
 		Name: d.opts.Name, Incarnation: d.incarnation, Address: d.opts.Address,
 		Capacity: &wire.Capacity{MaxHeld: c.capacity}, Held: list(d.held),
@@ -229,7 +235,7 @@ func (d *Deliverer) welcome(c *connection, w *wire.Welcome) {
 		for _, h := range d.held {
 			d.drop(h)
 		}
-		d.loose = nil
+		d.loose, d.unsent, d.again = nil, nil, nil
 	}
 	d.session, d.conn = w.GetSession(), c
 	d.opts.Log.Info("session with the queue", "session", d.session, "node", c.node)
@@ -272,15 +278,15 @@ func (d *Deliverer) due(c *connection, beat, listed bool) []*wire.DeliverUp {
 		c.capacity = want
 		ups = append(ups, &wire.DeliverUp{Up: &wire.DeliverUp_Capacity{Capacity: &wire.Capacity{MaxHeld: want}}})
 	}
-	for _, h := range d.held {
-		if h.again && beat {
-			h.again, h.sentOn = false, 0
-		}
-		if h.result != nil && h.sentOn != c.number && !h.again {
-			h.sentOn = c.number
+	if beat {
+		d.unsent, d.again = append(d.unsent, d.again...), nil
+	}
+	for _, h := range d.unsent {
+		if d.held[h.key] == h {
 			ups = append(ups, &wire.DeliverUp{Up: &wire.DeliverUp_Result{Result: h.result}})
 		}
 	}
+	d.unsent = nil
 	for _, r := range d.loose {
 		ups = append(ups, &wire.DeliverUp{Up: &wire.DeliverUp_Result{Result: r}})
 	}
@@ -315,7 +321,7 @@ func (d *Deliverer) nudge() {
 }
 
 // drain brings everything held to its end, as far as the time allows. cut ends the tries that take too long.
-func (d *Deliverer) drain(life context.Context, cut func()) {
+func (d *Deliverer) drain(cut func()) {
 	d.mu.Lock()
 	d.draining = true
 	d.emptied = make(chan struct{})
@@ -346,11 +352,16 @@ func (d *Deliverer) drain(life context.Context, cut func()) {
 	if !done(emptied, settleWithin) {
 		d.opts.Log.Warn("results were not acknowledged before the stop", "held", d.State().Held)
 	}
+}
+
+// closeSession says that this edge goes in order: one that only vanishes holds up shrinking. No stream may be open or opened any
+// more; its hello would open the session again.
+func (d *Deliverer) closeSession(ctx context.Context) {
 	session := d.State().Session
 	if session == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(life, settleWithin)
+	ctx, cancel := context.WithTimeout(ctx, settleWithin)
 	defer cancel()
 	_, err := d.opts.Do(ctx, &wire.Op{Op: &wire.Op_CloseSession{CloseSession: &wire.CloseSession{Session: session}}})
 	if err != nil {

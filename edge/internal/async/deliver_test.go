@@ -445,6 +445,9 @@ func TestTheDrainFinishesWhatRunsAndClosesTheSession(t *testing.T) {
 	}
 	receive(t, "the end of the stream", s.gone)
 	receive(t, "the end", e.done)
+	if len(q.streams) != 0 {
+		t.Error("another stream was opened, and with it the session")
+	}
 }
 
 func TestTheDrainCutsWhatDoesNotEnd(t *testing.T) {

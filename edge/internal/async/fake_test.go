@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -257,7 +256,7 @@ func (e *edge) apply(address string, state wire.ReplicaState) {
 	e.Changed("f")
 }
 
-func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // grantOf is a first of three tries of a call, with what its function shall get.
 func grantOf(t *testing.T, fence uint64, request *wire.StoredRequest) *wire.Grant {

@@ -37,8 +37,10 @@ func (d *Deliverer) grant(root context.Context, g *wire.Grant) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if h := d.held[k]; h != nil { // told twice: once is carried out
-		h.sentOn = 0
-		d.nudge()
+		if h.result != nil {
+			d.unsent = append(d.unsent, h)
+			d.nudge()
+		}
 		return
 	}
 	h := &held{key: k, grant: g, size: int64(max(g.GetSize(), uint64(len(g.GetPayload()))))}
@@ -110,6 +112,7 @@ func (d *Deliverer) settle(h *held, result *wire.TryResult) {
 	h.result, h.buffer = result, nil
 	d.bytes -= h.size
 	h.size = 0
+	d.unsent = append(d.unsent, h)
 	d.nudge()
 }
 
@@ -159,7 +162,9 @@ func (d *Deliverer) acknowledge(ack *wire.ResultAck) {
 	case wire.Code_CODE_STALE, wire.Code_CODE_NOT_FOUND:
 		d.opts.Log.Info("result is not wanted any more", "call", k.id.String(), "fn", h.grant.GetFunction(), "code", ack.GetCode().String())
 	case wire.Code_CODE_UNAVAILABLE, wire.Code_CODE_UNKNOWN, wire.Code_CODE_FULL, wire.Code_CODE_INTERNAL:
-		h.again = h.result != nil
+		if h.result != nil {
+			d.again = append(d.again, h) // with the next heartbeat
+		}
 		return
 	default:
 		d.opts.Log.Error("the queue refused a result", "call", k.id.String(), "fn", h.grant.GetFunction(), "code", ack.GetCode().String())

@@ -32,11 +32,7 @@ type held struct {
 	// until is the end of the try, set when the grant came. cancel is nil until the try begins.
 	until  time.Time
 	cancel context.CancelFunc
-	// result is set once; it is sent on every connection until an ack comes. sentOn is the number of the connection it last
-	// went out on.
-	result *wire.TryResult
-	sentOn uint64
-	again  bool // the leader could not record it: send it once more with the next heartbeat
+	result *wire.TryResult // set once; sent on every connection until an ack comes
 }
 
 // assembling says that frames of the payload are missing.

@@ -138,15 +138,27 @@ func (p *Publisher) deliver(ctx context.Context, event string, subscribers []*re
 				began := time.Now()
 				d.run(ctx)
 				d.result.DurationMs = uint64(time.Since(began).Milliseconds())
-				if d.result.Error != "" {
-					p.opts.Log.Info("event not delivered", "event", event, "fn", f.Name(), "replica", d.replica,
-						"status", d.result.Status, "tries", d.result.Tries, "reason", d.result.Error)
-				}
 			})
 		}
 	}
 	calls.Wait()
+	p.tell(event, results)
 	return results
+}
+
+// tell logs the failures of a publish in one line, the first of them in full.
+func (p *Publisher) tell(event string, results []*wire.EventResult) {
+	var failed []*wire.EventResult
+	for _, r := range results {
+		if r.Error != "" {
+			failed = append(failed, r)
+		}
+	}
+	if len(failed) > 0 {
+		first := failed[0]
+		p.opts.Log.Info("event not delivered everywhere", "event", event, "replicas", len(results), "failed", len(failed),
+			"fn", first.Function, "replica", first.Replica, "status", first.Status, "tries", first.Tries, "reason", first.Error)
+	}
 }
 
 // delivery is one event on its way to one replica.

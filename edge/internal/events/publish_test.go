@@ -31,7 +31,7 @@ type bundle struct {
 func setup(t *testing.T, concurrency int) *bundle {
 	set := replica.NewSet(load.NewTracker())
 	b := &bundle{t: t, set: set, publisher: NewPublisher(Options{
-		Functions: set, Concurrency: concurrency, Drain: 5 * time.Second, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Functions: set, Concurrency: concurrency, Drain: 5 * time.Second, Log: slog.New(slog.DiscardHandler),
 	})}
 	t.Cleanup(b.publisher.Close)
 	return b

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/slimfaas/slimfaas/edge/internal/gate"
@@ -38,6 +39,22 @@ type Async struct {
 	Budget  *message.Budget
 	MaxBody int64
 	Log     *slog.Logger
+	seldom  *seldom
+}
+
+// seldom logs what may happen thousands of times a second once a second, with how often it did.
+type seldom struct {
+	last   atomic.Int64 // unix nanoseconds
+	missed atomic.Int64
+}
+
+func (s *seldom) warn(log *slog.Logger, text string, err error) {
+	now, last := time.Now().UnixNano(), s.last.Load()
+	if now-last < int64(time.Second) || !s.last.CompareAndSwap(last, now) {
+		s.missed.Add(1)
+		return
+	}
+	log.Warn(text, "err", err, "more", s.missed.Swap(0)) //nolint:sloglint // the callers' texts are constants
 }
 
 // Refusal is the error of an accept that has no yes to give.
@@ -51,6 +68,7 @@ type Refusal interface {
 
 // HandleAsync answers /async-function, its callback and /async-calls.
 func (a *API) HandleAsync(o Async) {
+	o.seldom = &seldom{}
 	a.Handle(route.AsyncFunction, o.accept)
 	a.Handle(route.AsyncCallback, o.callback)
 	a.Handle(route.AsyncCall, func(w http.ResponseWriter, r *http.Request, in *Request) {
@@ -114,11 +132,11 @@ func (o Async) refuse(w http.ResponseWriter, err error) {
 	case code == wire.Code_CODE_TOO_LARGE:
 		detail = "Nothing was enqueued: the request with its headers is larger than a queued call may be (1 MiB of body, 64 KiB for the rest)."
 	case code != wire.Code_CODE_UNAVAILABLE:
-		o.Log.Error("the queue refused a call", "err", err)
+		o.seldom.warn(o.Log, "the queue did not understand a call", err)
 		code, detail = wire.Code_CODE_INTERNAL, "Nothing was enqueued: the queue did not understand this edge. Are both of the same release?"
 	}
 	if code == wire.Code_CODE_UNKNOWN || code == wire.Code_CODE_UNAVAILABLE {
-		o.Log.Warn("call not accepted", "err", err)
+		o.seldom.warn(o.Log, "calls are not accepted", err)
 	}
 	w.Header().Set(headerOutcome, outcome)
 	p := problem.FromCode(code, detail)

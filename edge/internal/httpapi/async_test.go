@@ -64,9 +64,14 @@ func setupAsync(t *testing.T) *asyncBundle {
 			b.asked = r
 			return &wire.GetCallResponse{Call: b.call}, b.callErr
 		},
-		Budget: message.NewBudget(4, 4<<20), MaxBody: 1 << 20, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Budget: message.NewBudget(4, 4<<20), MaxBody: 1 << 20, Log: slog.New(slog.DiscardHandler),
 	})
 	return b
+}
+
+// elementID reads the header in the case it is sent in, which old clients compare.
+func elementID(w *httptest.ResponseRecorder) string {
+	return strings.Join(map[string][]string(w.Header())[message.HeaderElementID], ",")
 }
 
 // wantProblem checks an error answer of ours.
@@ -90,7 +95,7 @@ func TestAsyncCallIsTakenWhole(t *testing.T) {
 		r.Header.Set("Slimfaas-Element-Id", "forged")
 		w := httptest.NewRecorder()
 		b.api.Public().ServeHTTP(w, r)
-		if w.Code != http.StatusAccepted || w.Header()["SlimFaas-Element-Id"][0] != callID || w.Body.Len() != 0 {
+		if w.Code != http.StatusAccepted || elementID(w) != callID || w.Body.Len() != 0 {
 			t.Fatalf("%s: %d %v %s", method, w.Code, w.Header(), w.Body)
 		}
 		got := b.accepted[len(b.accepted)-1]
@@ -145,7 +150,7 @@ func TestOutcomesAreTold(t *testing.T) {
 		if p["outcome"] != c.outcome || w.Header().Get("Outcome") != c.outcome || (w.Header().Get("Retry-After") != "") != c.retry {
 			t.Errorf("%s: outcome %v, headers %v", name, p["outcome"], w.Header())
 		}
-		if id := w.Header()["SlimFaas-Element-Id"]; (c.outcome == "unknown") != (len(id) == 1 && id[0] == callID) {
+		if id := elementID(w); (c.outcome == "unknown") != (id == callID) {
 			t.Errorf("%s: id %v", name, id)
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"log/slog"
 	"net/http/httptest"
 	"strings"
@@ -65,7 +64,7 @@ func setupOperator(t *testing.T) *operatorBundle {
 			}, b.factsErr
 		},
 		Digest:      func() *wire.TableDigest { return &wire.TableDigest{Version: &wire.Version{Epoch: 6}} },
-		MaxReplicas: 64, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		MaxReplicas: 64, Log: slog.New(slog.DiscardHandler),
 	})
 	return b
 }
