@@ -43,8 +43,9 @@ type ListenConfig struct {
 	Insecure bool   `env:"INSECURE" doc:"Allow unencrypted internal links on addresses that other machines reach."`
 }
 
-// KeepConfig says what is remembered, and for how long.
+// KeepConfig says what is kept, and for how long.
 type KeepConfig struct {
+	MaxUnfinished   uint64        `env:"MAX_UNFINISHED" envDefault:"1000000" doc:"How many calls may wait or run, all functions together; over it new ones are refused (429). 0: no limit."`
 	HistoryAge      time.Duration `env:"HISTORY_AGE" envDefault:"10m" doc:"How long a succeeded or cancelled call is remembered, at least 10m."`
 	HistoryCount    uint64        `env:"HISTORY_COUNT" envDefault:"1000000" doc:"How many succeeded and cancelled calls are remembered at most; the oldest go first. 0: no limit."`
 	DeadAge         time.Duration `env:"DEAD_AGE" envDefault:"168h" doc:"How long a dead call is kept, payload included."`

@@ -86,7 +86,7 @@ func runNode(ctx context.Context, environ []string) error {
 		Limits: dispatch.Limits{
 			HistoryAge: c.Keep.HistoryAge, KeepFinished: c.Keep.HistoryCount, DeadAge: c.Keep.DeadAge, OrphanDeadAge: c.Keep.OrphanDeadAfter,
 		},
-		Log: log,
+		MaxUnfinished: c.Keep.MaxUnfinished, Log: log,
 	})
 	if err != nil {
 		return fmt.Errorf("starting: %w", err)

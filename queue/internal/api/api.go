@@ -74,7 +74,9 @@ type Config struct {
 	Dispatcher Dispatcher
 	Table      *table.Table
 	Tokens     map[string]string // role → token
-	Log        *slog.Logger
+	// MaxUnfinished calls in the queue, all functions together; over it accepts are refused. 0: no limit.
+	MaxUnfinished uint64
+	Log           *slog.Logger
 }
 
 // Server answers the RPC of one node.
@@ -109,6 +111,9 @@ func (s *Server) Handler() http.Handler {
 // notLeader is the error that tells a client where to go; nothing was handed over.
 func (s *Server) notLeader() error {
 	cluster := s.config.Node.Cluster()
+	if cluster.GetLeader() == s.config.Name {
+		cluster.Leader, cluster.LeaderApi = "", "" // on its way into office, or out
+	}
 	text := "no leader is known"
 	if cluster.GetLeader() != "" {
 		text = cluster.GetLeader() + " leads"

@@ -32,6 +32,7 @@ func (s *Server) Submit(
 		}
 		i += n
 	}
+	b.refuseWhenFull()
 	if len(b.commands) > 0 {
 		results, index, err := s.config.Node.Propose(ctx, b.commands)
 		switch {
@@ -233,6 +234,30 @@ func (b *submission) scale(o *wire.SetScale, i int) {
 	b.propose(command.SetOverride{
 		Function: o.GetFunction(), Replicas: o.GetReplicas(), UntilUnixMs: b.now.Add(length).UnixMilli(),
 	}, owner{first: i, count: 1})
+}
+
+// refuseWhenFull takes the accepts out when the queue is full, but for repeats, which enqueue nothing.
+func (b *submission) refuseWhenFull() {
+	limit := b.server.config.MaxUnfinished
+	if limit == 0 {
+		return
+	}
+	b.server.config.Node.View(func(m *fsm.Machine) {
+		unfinished, _, _ := m.Sizes()
+		kept := 0
+		for i, c := range b.commands {
+			if a, ok := c.(command.Accept); ok {
+				if _, known := m.Call(a.ID); !known && uint64(unfinished) >= limit {
+					b.refuse(b.owners[i].first, b.owners[i].count, wire.Code_CODE_FULL, fmt.Sprintf("%d calls wait already, the limit is %d", unfinished, limit))
+					continue
+				}
+				unfinished++
+			}
+			b.commands[kept], b.owners[kept] = c, b.owners[i]
+			kept++
+		}
+		b.commands, b.owners = b.commands[:kept], b.owners[:kept]
+	})
 }
 
 func (b *submission) answer(results []fsm.Result, index uint64) {

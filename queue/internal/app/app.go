@@ -51,9 +51,10 @@ type Config struct {
 
 	RaftAddress, APIAddress, BusAddress, RoutesAddress, AdminAddress string
 
-	Profile bool
-	Limits  dispatch.Limits
-	Log     *slog.Logger
+	Profile       bool
+	Limits        dispatch.Limits
+	MaxUnfinished uint64 // calls in the queue; 0: no limit
+	Log           *slog.Logger
 }
 
 // App is one node, constructed and listening.
@@ -86,7 +87,7 @@ func New(ctx context.Context, c Config) (_ *App, err error) {
 	if c, err = c.complete(); err != nil {
 		return nil, err
 	}
-	a := &App{config: c, log: c.Log.With("node", c.Name), table: table.New()}
+	a := &App{config: c, log: c.Log, table: table.New()}
 	if err := a.readSecrets(); err != nil {
 		return nil, err
 	}
@@ -120,7 +121,7 @@ func New(ctx context.Context, c Config) (_ *App, err error) {
 		Node: c.Name, Log: a.node, Table: functions{a.table}, Bus: a.client, Limits: c.Limits, NotLeader: cluster.notLeader, Logger: a.log,
 	})
 	service := api.New(api.Config{
-		Name: c.Name, Node: cluster, Dispatcher: a.dispatcher, Table: a.table, Tokens: a.secrets.tokens, Log: a.log,
+		Name: c.Name, Node: cluster, Dispatcher: a.dispatcher, Table: a.table, Tokens: a.secrets.tokens, MaxUnfinished: c.MaxUnfinished, Log: a.log,
 	})
 	a.follow()
 	a.table.Changed(func(e *table.Entry) { a.dispatcher.FunctionChanged(describe(e)) })

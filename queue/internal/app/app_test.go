@@ -39,7 +39,7 @@ type running struct {
 	ended  chan error
 }
 
-func newCluster(t *testing.T, size int) *cluster {
+func newCluster(t *testing.T, size int, change ...func(*Config)) *cluster {
 	t.Helper()
 	c := &cluster{t: t, secrets: t.TempDir(), tokens: map[string]string{}}
 	c.writeSecrets()
@@ -50,11 +50,15 @@ func newCluster(t *testing.T, size int) *cluster {
 		})
 	}
 	for _, m := range c.members {
-		c.nodes = append(c.nodes, c.start(Config{
+		config := Config{
 			Name: m.Name, DataDir: t.TempDir(), Members: c.members, SecretsDir: c.secrets,
 			RaftAddress: m.RaftAddress, APIAddress: m.APIAddress, RoutesAddress: m.RoutesAddress,
 			BusAddress: "127.0.0.1:0", AdminAddress: "127.0.0.1:0", Log: testLog(),
-		}))
+		}
+		for _, f := range change {
+			f(&config)
+		}
+		c.nodes = append(c.nodes, c.start(config))
 	}
 	return c
 }

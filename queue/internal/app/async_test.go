@@ -297,6 +297,22 @@ func TestABigPayloadComesInFrames(t *testing.T) {
 	}
 }
 
+func TestAFullQueueRefusesWhatIsNewAndRecognisesWhatIsNot(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, func(config *Config) { config.MaxUnfinished = 2 })
+	client := c.as("edge", c.leader())
+	first := c.accepted(client, "f")
+	r := c.submit(client, accept(newID(), "f", "x"), accept(newID(), "f", "x"), accept(first, "f", "x"), callback(newID(), "f", true))
+	for i, want := range []wire.Code{wire.Code_CODE_OK, wire.Code_CODE_FULL, wire.Code_CODE_OK, wire.Code_CODE_NOT_FOUND} {
+		if r[i].GetCode() != want {
+			t.Errorf("operation %d: %v, want %s", i, r[i], want)
+		}
+	}
+	if !r[2].GetRepeated() {
+		t.Error("the repeat is not recognised")
+	}
+}
+
 func TestMalformedOperationsAreRefusedOneByOne(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 1)

@@ -18,7 +18,7 @@ import (
 
 // world is an office on a real state machine, without log, clock or network: every step is the test's.
 type world struct {
-	t         *testing.T
+	t         testing.TB
 	machine   *fsm.Machine
 	office    *office
 	now       time.Time
@@ -27,7 +27,7 @@ type world struct {
 	functions map[string]Function
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	w := &world{t: t, machine: fsm.New(), now: time.UnixMilli(1_700_000_000_000), functions: map[string]Function{}}
 	w.takeOffice()
 	return w

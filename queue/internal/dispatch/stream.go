@@ -15,8 +15,11 @@ import (
 // lastWords is how long a stream that is over may take to say so before it is cut.
 const lastWords = time.Second
 
+// maxName of an edge, its incarnation and its address, in bytes.
+const maxName = 253
+
 // ErrBadHello says that the first message of a stream is not a hello, or lacks name or incarnation.
-var ErrBadHello = errors.New("stream must begin with a hello that has name and incarnation")
+var ErrBadHello = errors.New("stream must begin with a hello that has name and incarnation, of at most 253 bytes each")
 
 // Deliver serves one edge until its stream, its session or this node's leadership ends. cut makes a receive or send that blocks
 // return; it is called once, last.
@@ -28,7 +31,8 @@ func (d *Dispatcher) Deliver(
 		return fmt.Errorf("reading the hello: %w", err)
 	}
 	hello := first.GetHello()
-	if hello.GetName() == "" || hello.GetIncarnation() == "" {
+	if hello.GetName() == "" || hello.GetIncarnation() == "" ||
+		max(len(hello.GetName()), len(hello.GetIncarnation()), len(hello.GetAddress())) > maxName {
 		return ErrBadHello
 	}
 	o, s, l, err := d.attach(ctx, hello)
