@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -36,6 +37,7 @@ type asyncBundle struct {
 	accepted []*wire.StoredRequest
 	names    []string
 	refuse   error
+	hold     func() // called under an accept
 	ops      []*wire.Op
 	result   *wire.OpResult
 	doErr    error
@@ -50,6 +52,10 @@ func setupAsync(t *testing.T) *asyncBundle {
 	b.api.MaxBody = 10 << 20
 	b.api.HandleAsync(httpapi.Async{
 		Accept: func(_ context.Context, function string, request *wire.StoredRequest) (string, error) {
+			if b.hold != nil {
+				b.hold()
+				return callID, nil
+			}
 			if b.refuse != nil {
 				return "", b.refuse
 			}
@@ -201,6 +207,35 @@ func TestAsyncBodiesAreBounded(t *testing.T) {
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { return len(p), nil }
+
+func TestAFullEdgeTakesNoMore(t *testing.T) {
+	t.Parallel()
+	b := setupAsync(t)
+	release, under := make(chan struct{}), make(chan struct{}, 4)
+	b.hold = func() {
+		under <- struct{}{}
+		<-release
+	}
+	var calls sync.WaitGroup
+	for range 4 {
+		calls.Go(func() {
+			if w := do(b.api.Public(), outsider, "POST", "/async-function/fibonacci"); w.Code != 202 {
+				t.Errorf("%d %s", w.Code, w.Body)
+			}
+		})
+		<-under
+	}
+	w := do(b.api.Public(), outsider, "POST", "/async-function/fibonacci")
+	if p := wantProblem(t, "a fifth of four", w, 429); p["outcome"] != "none" || w.Header().Get("Retry-After") == "" {
+		t.Errorf("%v %v", p, w.Header())
+	}
+	close(release)
+	calls.Wait()
+	b.hold = nil
+	if w := do(b.api.Public(), outsider, "POST", "/async-function/fibonacci"); w.Code != 202 {
+		t.Errorf("afterwards: %d", w.Code)
+	}
+}
 
 func TestCallback(t *testing.T) {
 	t.Parallel()
