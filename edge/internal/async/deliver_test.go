@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/slimfaas/slimfaas/shared/testkit"
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
 
@@ -194,9 +195,7 @@ func TestAGrantAheadOfTheTableWaitsForIt(t *testing.T) {
 	s := q.next().welcome(1)
 	g := grantOf(t, 1, post("/"))
 	s.grant(g)
-	for !e.waits("f") { // until the try listens
-		time.Sleep(time.Millisecond)
-	}
+	testkit.Eventually(t, patience, "the try waits for its function", func() bool { return e.waits("f") })
 	e.serve(func(http.ResponseWriter, *http.Request) {})
 	wantResult(t, s.result(), g, answered, 200, "")
 }
