@@ -42,7 +42,7 @@ type batcher struct {
 	queue       []*item    // waiting, the oldest first, and some whose callers have gone, which are skipped
 	ops, bytes  int        // waiting, without those
 	senders     int
-	lastContact time.Time // when a leader last answered
+	lastContact time.Time // when a node last seemed to lead: the wait for a leader counts from there
 }
 
 // Do carries out one operation through the leader and returns what the queue said about it: any code but CODE_UNAVAILABLE and
@@ -249,7 +249,7 @@ func (b *batcher) settle(batch []*item, o outcome) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	led := o.results != nil && !o.trouble
-	if led {
+	if o.handed && !o.trouble { // also when no answer came: those who waited behind it have not waited for a leader
 		b.lastContact = time.Now()
 	}
 	var again []*item
