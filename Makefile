@@ -65,8 +65,7 @@ bin/tools/golangci-lint: .tools/lint/go.mod
 generate: bin/tools/buf bin/tools/protoc-gen-go docs ## generated code and docs/configuration.md
 	@cd shared && PATH=$(CURDIR)/bin/tools:$$PATH ../bin/tools/buf generate
 docs: ## docs/configuration.md from the configuration structs
-	@(cd edge && go run . config-doc; cd ../queue && go run . config-doc; cd ../scaler && go run . config-doc) > docs/configuration.md.new
-	@mv docs/configuration.md.new docs/configuration.md
+	@{ cat docs/configuration.header.md; for p in edge queue scaler; do printf '\n## %s\n\n' $$p; (cd $$p && go run . config-doc); done; } > docs/configuration.md
 tidy: ## go mod tidy, each module alone
 	@for m in $(MODULES); do (cd $$m && GOWORK=off go mod tidy); done
 verify: tidy generate ## nothing generated, tidied or formatted differs from what is committed; each module builds alone

@@ -24,7 +24,7 @@ const usage = `usage: edge [command]
   cluster  print what /cluster says
   explain  print why a function has the replicas it has: edge explain <function>
   wake     wake a function: edge wake <function>
-  config   print the table of settings for docs/configuration.md
+  config-doc  print the table of settings for docs/configuration.md
   version  print the version
 `
 
@@ -38,7 +38,7 @@ func run(args, environ []string, stdout, stderr io.Writer) int {
 	case "version":
 		fmt.Fprintln(stdout, obs.Describe("edge"))
 		return 0
-	case "config":
+	case "config-doc":
 		fmt.Fprint(stdout, settings.Markdown(prefix, &cfg))
 		return 0
 	case "health":

@@ -50,7 +50,7 @@ var homes = map[string][]string{
 	"net/http/httputil":                   {"edge/internal/forward"},
 	"go.yaml.in/yaml":                     {"deploy/local/internal/manifest"},
 	"k8s.io/client-go":                    {"scaler/internal/orchestrator/kube"},
-	"github.com/prometheus/client_golang": {"shared/obs", "edge/internal/metrics", "queue/internal/metrics", "scaler/internal/metrics"},
+	"github.com/prometheus/client_golang": {"shared/obs", "edge/internal/metrics", "queue/internal/metrics", "scaler/internal/metrics", "scaler/internal/app"},
 }
 
 // pure packages take values and return values: no I/O, no clock of their own, no third-party code.

@@ -51,7 +51,7 @@ func run(ctx context.Context, args, environ []string, out io.Writer) error {
 	case "version":
 		fmt.Fprintln(out, obs.Describe("queue"))
 	case "config-doc":
-		fmt.Fprintf(out, "## queue\n\n%s\n", settings.Markdown(prefix, &Config{}))
+		fmt.Fprint(out, settings.Markdown(prefix, &Config{}))
 	case "help", "-h", "--help":
 		fmt.Fprint(out, usage)
 	default:

@@ -20,10 +20,10 @@ const usage = `scaler wakes functions, puts them to sleep, and keeps the table o
 
   scaler                 run
   scaler health          ask this scaler's /ready: ends 0 or 1
-  scaler configuration   list every setting
+  scaler config-doc      print the table of settings for docs/configuration.md
   scaler version         say which build this is
 
-Settings are environment variables named SCALER_…; see "scaler configuration".
+Settings are environment variables named SCALER_…; see docs/configuration.md.
 `
 
 func main() {
@@ -50,7 +50,7 @@ func run(ctx context.Context, args []string) error {
 			return err
 		}
 		return serve.CheckReady(ctx, cfg.Listen.AdminAddress)
-	case "configuration":
+	case "config-doc":
 		fmt.Print(settings.Markdown(prefix, &config{}))
 		return nil
 	case "version", "--version":

@@ -174,7 +174,7 @@ func (a *App) listeners() {
 	api.HandleAsync(httpapi.Async{
 		Accept: accepter.Accept, Do: a.do, GetCall: a.client.GetCall, Budget: budget, MaxBody: o.AsyncMaxBody, Log: a.log,
 	})
-	api.HandleEvents(httpapi.Events{Publish: a.publisher.Publish, Budget: budget, MaxBody: o.AsyncMaxBody})
+	api.HandleEvents(httpapi.Events{Publish: a.publisher.Publish, Budget: message.NewBudget(o.Taking, o.TakingBytes), MaxBody: o.AsyncMaxBody})
 	api.HandleOperator(httpapi.Operator{
 		Ask: a.ask, Do: a.do, Cluster: a.client.Cluster, Facts: a.client.Facts, Digest: a.digest,
 		MaxReplicas: o.MaxReplicas, Log: a.log,

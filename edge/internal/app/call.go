@@ -60,6 +60,9 @@ func refuse(w http.ResponseWriter, f *replica.Function, patience time.Duration, 
 	case errors.Is(err, replica.ErrParkedFull):
 		p.Type, p.Title = problem.TypeFull, "Too many requests wait for this function"
 		p.Detail = "As many requests as may wait for a replica of " + f.Name() + " do (EDGE_PARKED_PER_FUNCTION, EDGE_PARKED_TOTAL)."
+	case errors.Is(err, replica.ErrBroken):
+		p.Type, p.Title, p.RetryAfter = "urn:slimfaas:broken-function", "The function is not started", 0
+		p.Detail = "The annotations of " + f.Name() + " are invalid, so it is not started. GET /explain/" + f.Name() + " names each key and what was expected."
 	default:
 		p.RetryAfter = 5 * time.Second
 		p.Detail = "No replica of " + f.Name() + " was ready within " + patience.String() +

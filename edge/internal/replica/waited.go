@@ -14,6 +14,8 @@ var (
 	ErrNotInTime = errors.New("no replica was ready in time")
 	// ErrGone: the function left the table meanwhile.
 	ErrGone = errors.New("the function is gone")
+	// ErrBroken: its annotations are invalid, so nobody starts it.
+	ErrBroken = errors.New("the function is broken")
 )
 
 // Waited says where the time of a cold call went. The zero Waited did not wait.

@@ -114,7 +114,7 @@ func (w *Waker) Look(f *replica.Function) {
 }
 
 // Acquire gives a lease on a usable replica, at once where there is one; else the request is parked and the function woken,
-// for at most `patience`. Errors: replica.ErrParkedFull, ErrNotInTime, ErrGone, or ctx's.
+// for at most `patience`. Errors: replica.ErrParkedFull, ErrNotInTime, ErrGone, ErrBroken, or ctx's.
 func (w *Waker) Acquire(ctx context.Context, f *replica.Function, patience time.Duration) (*replica.Lease, replica.Waited, error) {
 	if f.Load().Parked() == 0 { // else those who wait go first
 		if lease, ok := f.Choose(load.Sync, nil); ok {
@@ -123,6 +123,9 @@ func (w *Waker) Acquire(ctx context.Context, f *replica.Function, patience time.
 	}
 	if f.Record().GetDeleted() {
 		return nil, replica.Waited{}, replica.ErrGone
+	}
+	if len(f.Record().GetProblems()) > 0 && !slices.ContainsFunc(f.Replicas(), coming) {
+		return nil, replica.Waited{}, replica.ErrBroken // no scaler starts it: waiting would only use up the patience
 	}
 	if w.total.Add(1) > int64(w.MaxTotal) {
 		w.total.Add(-1)
