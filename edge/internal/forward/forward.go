@@ -36,17 +36,18 @@ type Forwarder struct {
 
 	transport *http.Transport
 	proxy     *httputil.ReverseProxy
+	log       *slog.Logger
 }
 
-// New returns a forwarder that logs to log, at debug level only: the caller of a broken function is told.
+// New returns a forwarder that logs to log the calls it had to answer for.
 func New(log *slog.Logger) *Forwarder {
-	f := &Forwarder{transport: newTransport(), Stalled: time.Minute}
+	f := &Forwarder{transport: newTransport(), Stalled: time.Minute, log: log}
 	f.proxy = &httputil.ReverseProxy{
 		Rewrite:        rewrite,
 		Transport:      f,
 		FlushInterval:  -1,
 		ModifyResponse: answered,
-		ErrorHandler:   refused,
+		ErrorHandler:   f.refused,
 		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		BufferPool:     &buffers{},
 	}
@@ -228,6 +229,7 @@ func (f *Forwarder) attempt(req *http.Request, x *exchange) (resp *http.Response
 	ctx := httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
 		conn, _ = info.Conn.(*countedConn)
 		before = conn.written.Load()
+		conn.reused.Store(info.Reused)
 	}})
 	out := req.WithContext(ctx)
 	target := *req.URL
@@ -289,7 +291,7 @@ func answered(resp *http.Response) error {
 }
 
 // refused answers for a function that did not. Nothing has been written to the caller yet.
-func refused(w http.ResponseWriter, r *http.Request, err error) {
+func (f *Forwarder) refused(w http.ResponseWriter, r *http.Request, err error) {
 	x := exchangeOf(r)
 	if x.inbound.Err() != nil {
 		panic(http.ErrAbortHandler) // the caller has gone; there is nobody to tell
@@ -317,6 +319,7 @@ func refused(w http.ResponseWriter, r *http.Request, err error) {
 			Detail: "Every ready replica refused the connection; nothing was sent. GET /explain tells what is known of them.",
 		}
 	}
+	f.log.Info("call not answered by its function", "fn", x.lease.Function.Name(), "replica", x.lease.Name, "status", p.Status, "err", err)
 	problem.Write(w, p)
 }
 

@@ -2,6 +2,7 @@ package forward
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -66,10 +67,39 @@ func onlyReplicas(_, address string, _ syscall.RawConn) error {
 type countedConn struct {
 	net.Conn
 	written atomic.Int64
+	reused  atomic.Bool // the next write is the first of a request on a connection that was idle
 }
 
+var errIdleClosed = errors.New("the function closed the idle connection")
+
+// Write writes, but nothing on an idle connection that its function has closed: such a write would succeed, the request would be
+// lost, and nobody could tell whether the function had seen it.
 func (c *countedConn) Write(p []byte) (int, error) {
+	if c.reused.Swap(false) && closedByPeer(c.Conn) {
+		return 0, errIdleClosed
+	}
 	n, err := c.Conn.Write(p)
 	c.written.Add(int64(n))
 	return n, err
+}
+
+// closedByPeer looks, without waiting and without taking anything, whether an idle connection has come to its end, or carries
+// bytes nobody asked for.
+func closedByPeer(conn net.Conn) bool {
+	sc, ok := conn.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return true // closed on our side
+	}
+	var peek error
+	var one [1]byte
+	if err := raw.Control(func(fd uintptr) {
+		_, _, peek = syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	}); err != nil {
+		return true
+	}
+	return !errors.Is(peek, syscall.EAGAIN)
 }
