@@ -48,7 +48,7 @@ fuzz: ## each fuzz target for FUZZTIME (20s)
 	@for m in $(MODULES); do (cd $$m && for f in $$(grep -rlE '^func Fuzz' --include='*_test.go' . || true); do \
 	  for t in $$(grep -oE '^func Fuzz[A-Za-z0-9_]+' $$f | cut -c6-); do echo "== $$m $$t"; go test -run '^$$' -fuzz "^$$t$$" -fuzztime $${FUZZTIME:-20s} ./$$(dirname $$f); done; done); done
 
-.PHONY: lint vuln verify generate tidy tools
+.PHONY: lint vuln verify generate docs tidy tools
 lint: bin/tools/golangci-lint ## formatters, vet, linters
 	@test -z "$$(gofmt -l $(MODULES))" || { gofmt -l $(MODULES); exit 1; }
 	@for m in $(MODULES); do echo "== $$m"; (cd $$m && ../bin/tools/golangci-lint run --config ../.golangci.yml ./...); done
