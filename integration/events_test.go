@@ -20,8 +20,11 @@ func readyReplicas(c *cluster.Cluster, function string, n int) {
 			return err
 		}
 		var s struct{ NumberReady int }
-		if err := json.Unmarshal(body, &s); err != nil || s.NumberReady != n {
-			return fmt.Errorf("%s (%v)", body, err)
+		if err := json.Unmarshal(body, &s); err != nil {
+			return err
+		}
+		if s.NumberReady != n {
+			return fmt.Errorf("%s", body)
 		}
 		return nil
 	})

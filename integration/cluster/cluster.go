@@ -94,7 +94,7 @@ func New(t testing.TB, opts Options) *Cluster {
 	}
 	c := &Cluster{t: t, opts: opts, State: opts.State, seen: map[int]string{}}
 	if c.State == "" {
-		dir, err := os.MkdirTemp("", "slimfaas-test-") // short: a unix socket's path has at most 107 bytes
+		dir, err := os.MkdirTemp("", "slimfaas-test-") //nolint:usetesting // t.TempDir is long, and a unix socket's path has at most 107 bytes
 		if err != nil {
 			t.Fatalf("making a state directory: %v", err)
 		}
