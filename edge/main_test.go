@@ -37,7 +37,7 @@ func TestCommands(t *testing.T) {
 		{"status more", 1, "", "expected nothing more"},
 		{"health", 0, "", ""},
 		{"version", 0, "edge ", ""},
-		{"config", 0, "| `EDGE_QUEUE_API` |", ""},
+		{"config-doc", 0, "| `EDGE_QUEUE_API` |", ""},
 		{"--help", 0, "usage: edge", ""},
 		{"nonsense", 2, "", "unknown command"},
 	} {
