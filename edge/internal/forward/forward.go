@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/slimfaas/slimfaas/edge/internal/dial"
 	"github.com/slimfaas/slimfaas/edge/internal/replica"
 	"github.com/slimfaas/slimfaas/shared/problem"
 )
@@ -208,9 +209,9 @@ func (f *Forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
 		if cause := context.Cause(req.Context()); cause != nil {
 			return nil, cause
 		}
-		var dial *dialError
+		var dialing *dial.Error
 		switch {
-		case errors.As(err, &dial) && x.read.Load() == 0:
+		case errors.As(err, &dialing) && x.read.Load() == 0:
 			if !x.another() {
 				return nil, errors.Join(errAllRefused, err)
 			}
@@ -224,12 +225,11 @@ func (f *Forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // attempt sends the request once. unsent: it failed before a byte was written.
 func (f *Forwarder) attempt(req *http.Request, x *exchange) (resp *http.Response, unsent bool, err error) {
-	var conn *countedConn
-	var before int64
+	notSent := func() bool { return false }
 	ctx := httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
-		conn, _ = info.Conn.(*countedConn)
-		before = conn.written.Load()
-		conn.reused.Store(info.Reused)
+		if conn, ok := info.Conn.(*dial.Conn); ok {
+			notSent = conn.Request(info.Reused)
+		}
 	}})
 	out := req.WithContext(ctx)
 	target := *req.URL
@@ -248,7 +248,7 @@ func (f *Forwarder) attempt(req *http.Request, x *exchange) (resp *http.Response
 	}
 	resp, err = f.transport.RoundTrip(out)
 	if err != nil {
-		return nil, conn != nil && conn.written.Load() == before, err
+		return nil, notSent(), err
 	}
 	return resp, false, nil
 }

@@ -3,23 +3,20 @@ package message
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptrace"
-	"net/netip"
 	"net/url"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/slimfaas/slimfaas/edge/internal/dial"
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
 
 const (
-	connectTimeout = 500 * time.Millisecond
 	// idleTimeout is short because a function that closes an idle connection just as a try goes out costs that try.
 	idleTimeout     = time.Second
 	idlePerReplica  = 32
@@ -36,15 +33,8 @@ type Transport struct {
 
 // NewTransport returns a transport with the house limits.
 func NewTransport() *Transport {
-	dialer := &net.Dialer{Timeout: connectTimeout, Control: onlyReplicas}
 	return &Transport{http: &http.Transport{
-		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			conn, err := dialer.DialContext(ctx, network, address)
-			if err != nil {
-				return nil, err
-			}
-			return &countedConn{Conn: conn}, nil
-		},
+		DialContext:            dial.Context,
 		DisableCompression:     true,
 		MaxIdleConnsPerHost:    idlePerReplica,
 		IdleConnTimeout:        idleTimeout,
@@ -77,12 +67,10 @@ func (t *Transport) Send(ctx context.Context, address string, request *wire.Stor
 
 // send reports unsent when it failed on a reused connection before a byte was written to it.
 func (t *Transport) send(ctx context.Context, address string, request *wire.StoredRequest, extra http.Header) (Answer, bool, error) {
-	var used *countedConn
-	var before int64
-	reused := false
+	notSent := func() bool { return false }
 	trace := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
-		if conn, ok := info.Conn.(*countedConn); ok {
-			used, before, reused = conn, conn.written.Load(), info.Reused
+		if conn, ok := info.Conn.(*dial.Conn); ok && info.Reused {
+			notSent = conn.Request(true)
 		}
 	}}
 	req, err := outgoing(httptrace.WithClientTrace(ctx, trace), address, request)
@@ -94,37 +82,12 @@ func (t *Transport) send(ctx context.Context, address string, request *wire.Stor
 	}
 	resp, err := t.http.RoundTrip(req)
 	if err != nil {
-		return Answer{}, reused && used.written.Load() == before, err
+		return Answer{}, notSent(), err
 	}
 	answer := Answer{Status: resp.StatusCode, RetryAfter: resp.Header.Get("Retry-After")}
 	_, _ = io.CopyN(io.Discard, resp.Body, maxAnswerBody)
 	_ = resp.Body.Close()
 	return answer, false, nil
-}
-
-// onlyReplicas refuses, after resolution, addresses no replica has: link-local (cloud metadata among them), multicast,
-// unspecified.
-func onlyReplicas(_, address string, _ syscall.RawConn) error {
-	ap, err := netip.ParseAddrPort(address)
-	if err != nil {
-		return fmt.Errorf("reading the address %q: %w", address, err)
-	}
-	if a := ap.Addr().Unmap(); a.IsLinkLocalUnicast() || a.IsMulticast() || a.IsUnspecified() {
-		return fmt.Errorf("address %s is not one a function may have", a)
-	}
-	return nil
-}
-
-// countedConn counts what was written, so that "nothing was sent" is known and not guessed.
-type countedConn struct {
-	net.Conn
-	written atomic.Int64
-}
-
-func (c *countedConn) Write(p []byte) (int, error) {
-	n, err := c.Conn.Write(p)
-	c.written.Add(int64(n))
-	return n, err
 }
 
 // Explain says in a few words why no answer came, without addresses, fit to be stored and shown. timeout is what ctx allowed.
@@ -133,7 +96,7 @@ func Explain(err error, timeout time.Duration) string {
 	var op *net.OpError
 	switch {
 	case errors.As(err, &op) && op.Op == "dial" && op.Timeout(): // first: it is a DeadlineExceeded too
-		return "no connection within " + connectTimeout.String()
+		return "no connection within " + dial.Timeout.String()
 	case errors.Is(err, context.DeadlineExceeded):
 		return "no answer within " + timeout.String()
 	case errors.Is(err, context.Canceled):

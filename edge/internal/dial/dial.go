@@ -1,0 +1,97 @@
+// Package dial makes the connections to functions, for sync calls and for deliveries alike: only to addresses a function may
+// have, and counting what is written, so that "nothing was sent" is known and not guessed.
+package dial
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// Timeout bounds the making of a connection.
+const Timeout = 500 * time.Millisecond
+
+// Error is a connection that was not made: nothing was sent.
+type Error struct{ err error }
+
+func (e *Error) Error() string { return "connecting: " + e.err.Error() }
+func (e *Error) Unwrap() error { return e.err }
+
+// ErrIdleClosed: the function had closed the idle connection before a byte was written to it.
+var ErrIdleClosed = errors.New("the function closed the idle connection")
+
+// Context dials a replica, for http.Transport.DialContext. The connection is a *Conn; a failure is an *Error.
+func Context(ctx context.Context, network, address string) (net.Conn, error) {
+	dialer := net.Dialer{Timeout: Timeout, KeepAlive: 15 * time.Second, Control: onlyReplicas}
+	conn, err := dialer.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, &Error{err}
+	}
+	return &Conn{Conn: conn}, nil
+}
+
+// onlyReplicas refuses, after resolution, addresses no replica has: link-local (cloud metadata among them), multicast,
+// unspecified.
+func onlyReplicas(_, address string, _ syscall.RawConn) error {
+	ap, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return fmt.Errorf("reading the address %q: %w", address, err)
+	}
+	a := ap.Addr().Unmap()
+	if a.IsLinkLocalUnicast() || a.IsMulticast() || a.IsUnspecified() {
+		return fmt.Errorf("address %s is not one a function may have", a)
+	}
+	return nil
+}
+
+// Conn is a connection to a replica.
+type Conn struct {
+	net.Conn
+	written atomic.Int64
+	reused  atomic.Bool // the next write is the first of a request on a connection that was idle
+}
+
+// Request notes that a request begins on the connection, reused or new, and returns a function that says whether it has been
+// left unsent: not a byte was written since.
+func (c *Conn) Request(reused bool) (unsent func() bool) {
+	before := c.written.Load()
+	c.reused.Store(reused)
+	return func() bool { return c.written.Load() == before }
+}
+
+// Write writes, but nothing on an idle connection that its function has closed (ErrIdleClosed): such a write would succeed, the
+// request would be lost, and nobody could tell whether the function had seen it.
+func (c *Conn) Write(p []byte) (int, error) {
+	if c.reused.Swap(false) && closedByPeer(c.Conn) {
+		return 0, ErrIdleClosed
+	}
+	n, err := c.Conn.Write(p)
+	c.written.Add(int64(n))
+	return n, err
+}
+
+// closedByPeer looks, without waiting and without taking anything, whether an idle connection has come to its end, or carries
+// bytes nobody asked for.
+func closedByPeer(conn net.Conn) bool {
+	sc, ok := conn.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return true // closed on our side
+	}
+	var peek error
+	var one [1]byte
+	if err := raw.Control(func(fd uintptr) {
+		_, _, peek = syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	}); err != nil {
+		return true
+	}
+	return !errors.Is(peek, syscall.EAGAIN)
+}
