@@ -92,7 +92,7 @@ func (d *Dispatcher) Lead(ctx context.Context) {
 		o = newOffice(m, time.Now(), d.config.Table.Function, d.config.Table.Synced(), d.config.Limits)
 		d.office = o
 	})
-	d.log.Info("dispatching", "node", d.config.Node, "term", d.config.Log.Term(), "calls", len(o.runs), "functions", len(o.lanes))
+	d.log.Info("dispatching", "term", d.config.Log.Term(), "calls", len(o.runs), "functions", len(o.lanes))
 	var work sync.WaitGroup
 	work.Go(func() { d.dispatch(ctx, o) })
 	work.Go(func() { d.announce(ctx, o) })

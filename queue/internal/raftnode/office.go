@@ -110,11 +110,11 @@ func (o *office) serve(ctx context.Context) {
 	}
 	t := &term{number: number, ctx: ctx}
 	o.set(t)
-	o.node.log.Info("took office", "node", o.node.config.Name, "term", number)
+	o.node.log.Info("took office", "term", number)
 	<-ctx.Done()
 	o.set(nil)
 	t.duties.Wait()
-	o.node.log.Info("left office", "node", o.node.config.Name, "term", number)
+	o.node.log.Info("left office", "term", number)
 }
 
 func (o *office) set(t *term) {
