@@ -120,7 +120,7 @@ func (o *office) finished(done result) {
 	case done.err == nil:
 		o.counts.scaled.Add(1)
 		w.pause, w.retry = 0, time.Time{}
-		w.tell(w.shown(), done.scaled)
+		w.tell(done.request.IfRevision, done.scaled)
 		if len(done.victims) > 0 && done.request.Replicas < w.function.Wanted {
 			o.counts.drained.Add(1)
 			w.leaving, w.left = append(w.leaving, done.victims...), now
@@ -128,7 +128,7 @@ func (o *office) finished(done result) {
 		w.unsure, w.drain = false, nil
 	case errors.As(done.err, &conflict):
 		w.pause, w.retry = 0, now.Add(firstRetry)
-		w.tell(w.shown(), conflict.Current)
+		w.tell(done.request.IfRevision, conflict.Current)
 		if w.unsure {
 			w.resolve(now)
 		}
@@ -144,12 +144,4 @@ func (o *office) finished(done result) {
 		}
 		o.Log.Warn("the orchestrator did not scale", "fn", done.request.Function, "err", done.err, "again", w.pause)
 	}
-}
-
-// shown is the revision the watch showed when the function was last looked at.
-func (w *work) shown() orchestrator.Revision {
-	if w.stated.function == nil {
-		return ""
-	}
-	return w.stated.function.Revision
 }

@@ -147,6 +147,24 @@ func TestACallAfterTheRequestWasSentIsAColdWake(t *testing.T) {
 	})
 }
 
+// The answer to "0 replicas" arrives after the watch has shown that somebody woke the function again: the watch is right.
+func TestALateAnswerDoesNotHideAWake(t *testing.T) {
+	t.Parallel()
+	play(t, twoEdges, func(w *world) {
+		w.orchestrator.AnswerTime = 500 * time.Millisecond
+		w.orchestrator.Add("hello", tenSeconds)
+		w.up("hello", 1)
+		_ = w.lead(1, func() {
+			w.report()
+			w.until("asleep", 20*time.Second, func() bool { return w.wanted("hello") == 0 })
+			w.waker.Heard([]string{"hello"})
+			w.until("awake", 100*time.Millisecond, func() bool { return w.wanted("hello") == 1 })
+			w.until("ready", 2*time.Second, func() bool { return w.state("hello") == "1 READY" })
+			w.until("asleep again", 20*time.Second, func() bool { return w.wanted("hello") == 0 })
+		})
+	})
+}
+
 func TestANewLeaderShrinksNothingBeforeItKnows(t *testing.T) {
 	t.Parallel()
 	const idle = 20 * time.Second

@@ -179,14 +179,15 @@ func (w *work) wanted(f *fleet.Function) orchestrator.Scaled {
 	return orchestrator.Scaled{Wanted: f.Wanted, Revision: f.Revision}
 }
 
-// tell notes an answer of the orchestrator.
-func (w *work) tell(shown orchestrator.Revision, state orchestrator.Scaled) {
+// tell notes an answer of the orchestrator to a request that expected the revision asked: that one, and what was known to be older
+// than it, is over. Anything else the watch shows may be newer than the answer, so the watch is right.
+func (w *work) tell(asked orchestrator.Revision, state orchestrator.Scaled) {
 	if w.told != nil {
 		w.older = append(w.older, w.told.Revision)
 	} else {
 		w.older = nil
 	}
-	w.older = append(w.older, shown)
+	w.older = append(w.older, asked)
 	w.told = &state
 }
 

@@ -16,6 +16,8 @@ import (
 type Fake struct {
 	// StartTime is how long a replica takes to be ready.
 	StartTime time.Duration
+	// AnswerTime is how long the answer to a scale takes after it was carried out: the watch and others are faster.
+	AnswerTime time.Duration
 
 	mu        sync.Mutex
 	workloads map[string]*orchestrator.Workload
@@ -186,7 +188,18 @@ func (f *Fake) Wake(_ context.Context, function string, ifRevision orchestrator.
 }
 
 // Scale implements orchestrator.Orchestrator.
-func (f *Fake) Scale(_ context.Context, request orchestrator.Request) (orchestrator.Scaled, error) {
+func (f *Fake) Scale(ctx context.Context, request orchestrator.Request) (orchestrator.Scaled, error) {
+	scaled, err := f.scale(request)
+	if f.AnswerTime > 0 {
+		select {
+		case <-time.After(f.AnswerTime):
+		case <-ctx.Done():
+		}
+	}
+	return scaled, err
+}
+
+func (f *Fake) scale(request orchestrator.Request) (orchestrator.Scaled, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err := f.failure("scale "+request.Function, false); err != nil {
