@@ -286,12 +286,8 @@ func TestQueuedCallsAloneWakeAndKeepAwake(t *testing.T) {
 		}
 		return nil
 	})
-	c.Eventually(20*time.Second, "everything sleeps again", func() error {
-		if n := c.Replicas("backlog") + c.Replicas("retry"); n > 0 {
-			return fmt.Errorf("%d replicas", n)
-		}
-		return nil
-	})
+	c.Eventually(20*time.Second, "the backlog's function sleeps again", asleep(c, "backlog"))
+	c.Eventually(20*time.Second, "the retry's function sleeps again", asleep(c, "retry"))
 }
 
 func TestQueueWithoutMajorityIsToldTruthfully(t *testing.T) {

@@ -32,7 +32,8 @@ func seed(t *testing.T) *rand.Rand {
 func asleep(c *cluster.Cluster, function string) func() error {
 	return func() error {
 		if n := c.Replicas(function); n > 0 {
-			return fmt.Errorf("%d replicas", n)
+			_, why, _ := c.Get(0, "/explain/"+function)
+			return fmt.Errorf("%d replicas: %s", n, why)
 		}
 		return nil
 	}

@@ -279,14 +279,14 @@ func (c *Cluster) Signal(name string, sig syscall.Signal) {
 	}
 }
 
-// Kill -9 a process of the stack and wait until it is gone.
+// Kill -9 a process of the stack and wait until bin/local has reaped it: a zombie may have threads that still hold its sockets.
 func (c *Cluster) Kill(name string) {
 	c.t.Helper()
 	pid := c.PID(name)
-	start := startTime(pid)
+	_, start := stat(pid)
 	c.Signal(name, syscall.SIGKILL)
 	c.Eventually(10*time.Second, name+" is gone", func() error {
-		if startTime(pid) == start {
+		if _, now := stat(pid); now == start {
 			return errors.New("still there")
 		}
 		return nil
@@ -457,17 +457,26 @@ func tail(text string, lines int) string {
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
-// startTime is field 22 of /proc/pid/stat: with the pid it names one process for ever. Empty: no such process, or a zombie.
+// startTime is when the kernel started a process: with the pid it names one process for ever. Empty: no such process, or a zombie.
 func startTime(pid int) string {
+	state, start := stat(pid)
+	if state == "Z" {
+		return ""
+	}
+	return start
+}
+
+// stat gives fields 3 and 22 of /proc/pid/stat; empty: no such process.
+func stat(pid int) (state, start string) {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return ""
+		return "", ""
 	}
 	fields := strings.Fields(string(raw[bytes.LastIndexByte(raw, ')')+1:]))
-	if len(fields) < 20 || fields[0] == "Z" {
-		return ""
+	if len(fields) < 20 {
+		return "", ""
 	}
-	return fields[19]
+	return fields[0], fields[19]
 }
 
 // StartedAt is when the kernel started a process, to 10 ms.
