@@ -247,9 +247,10 @@ func TestQueuedCallsAloneWakeAndKeepAwake(t *testing.T) {
 	rec := newRecords(t)
 	c := cluster.Start(t, cluster.Options{Functions: rec.yaml(
 		fn{name: "backlog", annotations: map[string]string{"TimeoutSecondBeforeSetReplicasMin": "1", "NumberParallelRequest": "1"}},
+		// 12 s: a fresh leader shrinks nothing for 5 s, and the function must be asleep when the retry is due.
 		fn{name: "retry", annotations: map[string]string{
 			"TimeoutSecondBeforeSetReplicasMin": "1",
-			"Configuration":                     `{"DefaultAsync":{"TimeoutRetries":[6],"HttpStatusRetries":[503]}}`,
+			"Configuration":                     `{"DefaultAsync":{"TimeoutRetries":[12],"HttpStatusRetries":[503]}}`,
 		}},
 	)})
 	for n := range 8 { // one at a time, 500 ms each: four times the sleep timeout
