@@ -135,7 +135,7 @@ func New(ctx context.Context, c Config) (_ *App, err error) {
 		return nil, err
 	}
 	registry := obs.Registry("queue")
-	registry.MustRegister(metrics.New(metrics.Sources{Node: a.node, Dispatcher: a.dispatcher, Bus: a.bus, Client: a.client, Table: a.table}))
+	registry.MustRegister(metrics.New(metrics.Sources{Node: a.node, Dispatcher: a.dispatcher, Log: a.node, Bus: a.bus, Client: a.client, Table: a.table}))
 	a.admin = serve.New(serve.Options{
 		Name: "admin", Log: a.log,
 		Handler: serve.Admin{Health: a.healthy, Ready: a.ready, Metrics: obs.Handler(registry, a.log), Profile: c.Profile}.Handler(),

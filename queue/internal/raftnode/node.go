@@ -75,6 +75,7 @@ type Node struct {
 	raft      *raft.Raft
 	transport *raft.NetworkTransport
 	logStore  *raftboltdb.BoltStore
+	counted   *countedLog // on logStore
 	store     *store.Store
 	applier   *applier
 	batcher   *batcher
@@ -157,7 +158,8 @@ func Open(config Config) (_ *Node, err error) {
 	if err := n.bootstrap(rc, snapshots); err != nil {
 		return nil, err
 	}
-	cache, err := raft.NewLogCache(logCacheEntries, n.logStore)
+	n.counted = &countedLog{LogStore: n.logStore}
+	cache, err := raft.NewLogCache(logCacheEntries, n.counted)
 	if err != nil {
 		return nil, fmt.Errorf("making the log cache: %w", err)
 	}
