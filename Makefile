@@ -43,6 +43,12 @@ integration: build-race ## real processes, killed and counted; one cluster at a 
 timing: build ## the figures that a race detector would spoil, on plain binaries
 	@cd integration && SLIMFAAS_BIN=$(CURDIR)/bin go test -p 1 -count=1 -timeout 15m -tags timing -run '^TestTiming' -v ./... | grep -vE '^(=== |\?)'
 
+.PHONY: bench bench-queue
+bench: bench-queue ## the benchmarks against peers, in one run on this machine (docs/benchmarks.md)
+bench-queue: build ## the queue against nats-server JetStream: LENGTH=3s of an interval, ROUNDS=5
+	@cd integration && SLIMFAAS_BIN=$(CURDIR)/bin go test -tags bench -count=1 -timeout 20m -run '^TestBenchQueue' -v ./bench \
+	  -args -rounds $${ROUNDS:-5} -length $${LENGTH:-3s} | grep -vE '^(=== | *--- |PASS|\?)'
+
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (20s)
 	@for m in $(MODULES); do (cd $$m && for f in $$(grep -rlE '^func Fuzz' --include='*_test.go' . || true); do \
