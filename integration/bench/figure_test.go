@@ -17,6 +17,8 @@ type sample struct {
 	failed   int           // answered otherwise
 	rate     float64       // yes per second
 	p50, p99 time.Duration // of the yes
+	servers  time.Duration // processor time per call, of all processes that took it
+	client   time.Duration // the same of the generator and the client in it
 	fsyncs   float64       // of the leader's log, per call; ours only
 	entries  float64       // Raft entries per call; ours only
 }

@@ -80,7 +80,7 @@ func (o *ours) submit(t *testing.T, callers int, warm, length time.Duration) sam
 	}
 	client := queueclient.New(queueclient.Options{Endpoints: endpoints, Token: strings.TrimSpace(string(token)), Name: "bench"})
 	defer client.Close()
-	return o.counted(t, func() sample {
+	return o.counted(t, share(warm, length), func() sample {
 		return drive(t, callers, warm, length, func(int) (caller, func()) {
 			return func(ctx context.Context, n int) error {
 				id := uuid.Must(uuid.NewV7())
@@ -97,16 +97,20 @@ func (o *ours) submit(t *testing.T, callers int, warm, length time.Duration) sam
 // http measures the edge.
 func (o *ours) http(t *testing.T, callers int, warm, length time.Duration) sample {
 	t.Helper()
-	return o.counted(t, func() sample { return overHTTP(t, o.edge, callers, warm, length) })
+	return o.counted(t, share(warm, length), func() sample { return overHTTP(t, o.edge, callers, warm, length) })
 }
 
 // counted adds what the leader's log says about the calls, those of the warm-up included.
-func (o *ours) counted(t *testing.T, measure func() sample) sample {
+func (o *ours) counted(t *testing.T, part float64, measure func() sample) sample {
 	t.Helper()
 	leader := o.QueueLeader(0)
 	before := o.metrics(t, leader)
 	wait := o.profile(t)
-	s := measure()
+	var pids []int
+	for _, name := range append(o.Names("queue-"), "edge-0", "scaler-0") {
+		pids = append(pids, o.PID(name))
+	}
+	s := weighed(pids, part, measure)
 	wait()
 	after := o.metrics(t, leader)
 	calls := after["slimfaas_async_accepted_total"] - before["slimfaas_async_accepted_total"]

@@ -24,6 +24,7 @@ const peerMembers = 3
 type peer struct {
 	leaderURL string // of the member that leads the stream
 	gateway   string // host:port
+	pids      []int
 }
 
 // startPeer starts it; the test's cleanup stops it. sync is "always" or "default".
@@ -36,16 +37,21 @@ func startPeer(t *testing.T, sync string) *peer {
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	ports := freePorts(t, 2*peerMembers+1)
 	clients, routes, gateway := ports[:peerMembers], ports[peerMembers:2*peerMembers], ports[2*peerMembers]
+	p := &peer{gateway: "127.0.0.1:" + gateway}
 	var waits []func()
+	launch := func(args ...string) {
+		pid, wait := start(t, "peer", args...)
+		p.pids, waits = append(p.pids, pid), append(waits, wait)
+	}
 	for i := range peerMembers {
-		waits = append(waits, start(t, "peer", "server", fmt.Sprintf("n%d", i), filepath.Join(dir, fmt.Sprintf("n%d", i)), clients[i], routes[i], strings.Join(routes, ","), sync))
+		launch("server", fmt.Sprintf("n%d", i), filepath.Join(dir, fmt.Sprintf("n%d", i)), clients[i], routes[i], strings.Join(routes, ","), sync)
 	}
 	for _, wait := range waits {
 		wait()
 	}
-	p := &peer{gateway: "127.0.0.1:" + gateway}
 	p.leaderURL = createStream(t, clients)
-	start(t, "peer", "gateway", p.gateway, p.leaderURL)()
+	launch("gateway", p.gateway, p.leaderURL)
+	waits[peerMembers]()
 	return p
 }
 
@@ -92,18 +98,20 @@ func (p *peer) publish(t *testing.T, callers int, warm, length time.Duration) sa
 	if err != nil {
 		t.Fatal(err)
 	}
-	return drive(t, callers, warm, length, func(int) (caller, func()) {
-		return func(_ context.Context, n int) error {
-			_, err := js.PublishMsg(&nats.Msg{Subject: "calls.sink", Data: payload(n)})
-			return err
-		}, func() {}
+	return weighed(p.pids, share(warm, length), func() sample {
+		return drive(t, callers, warm, length, func(int) (caller, func()) {
+			return func(_ context.Context, n int) error {
+				_, err := js.PublishMsg(&nats.Msg{Subject: "calls.sink", Data: payload(n)})
+				return err
+			}, func() {}
+		})
 	})
 }
 
 // http measures its gateway.
 func (p *peer) http(t *testing.T, callers int, warm, length time.Duration) sample {
 	t.Helper()
-	return overHTTP(t, p.gateway, callers, warm, length)
+	return weighed(p.pids, share(warm, length), func() sample { return overHTTP(t, p.gateway, callers, warm, length) })
 }
 
 func overHTTP(t *testing.T, where string, callers int, warm, length time.Duration) sample {
@@ -114,8 +122,8 @@ func overHTTP(t *testing.T, where string, callers int, warm, length time.Duratio
 	})
 }
 
-// start a program of bench and give a function that waits until it has printed "ready". The cleanup stops it.
-func start(t *testing.T, program string, args ...string) (wait func()) {
+// start a program of bench and give its pid and a function that waits until it has printed "ready". The cleanup stops it.
+func start(t *testing.T, program string, args ...string) (pid int, wait func()) {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(programs, program), args...)
 	cmd.Stderr = os.Stderr
@@ -133,7 +141,7 @@ func start(t *testing.T, program string, args ...string) (wait func()) {
 		_ = cmd.Wait()
 		timer.Stop()
 	})
-	return func() {
+	return cmd.Process.Pid, func() {
 		t.Helper()
 		if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "ready\n" {
 			t.Fatalf("%s %v did not say ready: %q %v", program, args, line, err)

@@ -93,7 +93,8 @@ func TestBenchQueueAccept(t *testing.T) {
 						s := run(t, callers, warmUp, *length)
 						k := key{who, way, callers}
 						got[k] = append(got[k], s)
-						t.Logf("%-22s %-6s %3d callers: %6.0f/s p50 %v p99 %v failed %d", who, way, callers, s.rate, s.p50, s.p99, s.failed)
+						t.Logf("%-22s %-6s %3d callers: %6.0f/s p50 %v p99 %v servers %v client %v failed %d",
+							who, way, callers, s.rate, s.p50, s.p99, s.servers, s.client, s.failed)
 					}
 				}
 			})
@@ -106,14 +107,14 @@ func TestBenchQueueAccept(t *testing.T) {
 		return
 	}
 	fmt.Printf("\nCalls accepted, %d alternating rounds of %v, medians; three nodes on this machine, 1 KiB random bytes\n", *rounds, *length)
-	rows := [][]string{{"way", "callers", "who", "accepted/s", "p50 ms", "p99 ms", "fsyncs/call", "entries/call"}}
+	rows := [][]string{{"way", "callers", "who", "accepted/s", "p50 ms", "p99 ms", "servers µs/call", "client µs/call", "fsyncs/call", "entries/call"}}
 	for _, way := range []string{"client", "http"} {
 		for _, callers := range []int{64, 512} {
 			for _, who := range []string{slimfaas, always, byDefault} {
 				m := got[key{who, way, callers}].middle()
-				row := []string{way, fmt.Sprint(callers), who, fmt.Sprintf("%.0f", m.rate), ms(m.p50), ms(m.p99), "", ""}
+				row := []string{way, fmt.Sprint(callers), who, fmt.Sprintf("%.0f", m.rate), ms(m.p50), ms(m.p99), us(m.servers), us(m.client), "", ""}
 				if who == slimfaas {
-					row[6], row[7] = fmt.Sprintf("%.4f", m.fsyncs), fmt.Sprintf("%.4f", m.entries)
+					row[8], row[9] = fmt.Sprintf("%.4f", m.fsyncs), fmt.Sprintf("%.4f", m.entries)
 				}
 				rows = append(rows, row)
 			}
@@ -139,3 +140,5 @@ func contend(t *testing.T, who string) (client, http measure) {
 }
 
 func ms(d time.Duration) string { return fmt.Sprintf("%.2f", float64(d)/float64(time.Millisecond)) }
+
+func us(d time.Duration) string { return fmt.Sprintf("%.0f", float64(d)/float64(time.Microsecond)) }
