@@ -51,7 +51,9 @@ type Config struct {
 
 	RaftAddress, APIAddress, BusAddress, RoutesAddress, AdminAddress string
 
-	Profile       bool
+	Profile bool
+	// LogStore is where the Raft log's entries are kept; empty: segments.
+	LogStore      raftnode.LogKind
 	Limits        dispatch.Limits
 	MaxUnfinished uint64 // calls in the queue; 0: no limit
 	Log           *slog.Logger
@@ -111,7 +113,7 @@ func New(ctx context.Context, c Config) (_ *App, err error) {
 		return nil, err
 	}
 	a.node, err = raftnode.Open(raftnode.Config{
-		Name: c.Name, Members: c.raftMembers(), ListenAddress: c.RaftAddress, Dir: c.DataDir, Log: a.log,
+		Name: c.Name, Members: c.raftMembers(), ListenAddress: c.RaftAddress, Dir: c.DataDir, LogKind: c.LogStore, Log: a.log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the raft node: %w", err)

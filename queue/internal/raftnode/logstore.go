@@ -7,12 +7,13 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// fsyncsPerAppend of raft-boltdb: one transaction is one fdatasync for its pages and one for its meta page.
-const fsyncsPerAppend = 2
+// boltFsyncs of an append: one transaction is one fdatasync for its pages and one for its meta page.
+const boltFsyncs = 2
 
 // countedLog is the log on disk, and what was asked of it. Raft appends from one goroutine.
 type countedLog struct {
 	raft.LogStore
+	fsyncs                               uint64 // of one append
 	appends, entries, bytes, nanoseconds atomic.Uint64
 }
 
@@ -36,6 +37,12 @@ func (c *countedLog) StoreLogs(logs []*raft.Log) error {
 	return nil
 }
 
+// IsMonotonic implements raft.MonotonicLogStore.
+func (c *countedLog) IsMonotonic() bool {
+	m, ok := c.LogStore.(raft.MonotonicLogStore)
+	return ok && m.IsMonotonic()
+}
+
 // LogStats is what this node has written to its log since it started.
 type LogStats struct {
 	Appends, Fsyncs, Entries, Bytes uint64
@@ -47,7 +54,7 @@ func (n *Node) LogStats() LogStats {
 	c := n.counted
 	appends := c.appends.Load()
 	return LogStats{
-		Appends: appends, Fsyncs: appends * fsyncsPerAppend, Entries: c.entries.Load(), Bytes: c.bytes.Load(),
+		Appends: appends, Fsyncs: appends * c.fsyncs, Entries: c.entries.Load(), Bytes: c.bytes.Load(),
 		Spent: time.Duration(c.nanoseconds.Load()),
 	}
 }

@@ -8,7 +8,7 @@ import (
 
 func TestEveryAppendIsCounted(t *testing.T) {
 	t.Parallel()
-	n := &Node{counted: &countedLog{LogStore: raft.NewInmemStore()}}
+	n := &Node{counted: &countedLog{LogStore: raft.NewInmemStore(), fsyncs: 2}}
 	if err := n.counted.StoreLogs([]*raft.Log{{Index: 1, Data: []byte("abc")}, {Index: 2, Data: []byte("de")}}); err != nil {
 		t.Fatal(err)
 	}
