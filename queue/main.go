@@ -12,6 +12,7 @@ import (
 
 	"github.com/slimfaas/slimfaas/queue/internal/app"
 	"github.com/slimfaas/slimfaas/queue/internal/dispatch"
+	"github.com/slimfaas/slimfaas/shared/heap"
 	"github.com/slimfaas/slimfaas/shared/obs"
 	"github.com/slimfaas/slimfaas/shared/serve"
 	"github.com/slimfaas/slimfaas/shared/settings"
@@ -61,6 +62,7 @@ func run(ctx context.Context, args, environ []string, out io.Writer) error {
 }
 
 func runNode(ctx context.Context, environ []string) error {
+	defer heap.HoldFloor()()
 	var c Config
 	warnings, err := settings.Load(prefix, &c, environ)
 	if err != nil {

@@ -119,7 +119,7 @@ func (o *ours) counted(t *testing.T, part float64, measure func() sample) sample
 	return s
 }
 
-// profile asks every queue node for a CPU profile of the measured interval, when -profiles is given.
+// profile asks every queue node for profiles of processor time and allocations in the measured interval, when -profiles is given.
 func (o *ours) profile(t *testing.T) (wait func()) {
 	t.Helper()
 	var all sync.WaitGroup
@@ -130,12 +130,14 @@ func (o *ours) profile(t *testing.T) (wait func()) {
 	for _, name := range o.Names("queue-") {
 		role := map[bool]string{true: "leader", false: "follower"}[name == leader]
 		file := filepath.Join(*profiles, fmt.Sprintf("%s-%s.%d.pprof", role, name, time.Now().UnixMilli()))
-		url := fmt.Sprintf("http://127.0.0.1:%d/debug/pprof/profile?seconds=%d", o.Ports()[name]["admin"], int((*length + warmUp).Seconds()))
-		all.Go(func() {
-			if err := fetch(t.Context(), url, file); err != nil {
-				t.Errorf("profiling %s: %v", name, err)
-			}
-		})
+		for what, suffix := range map[string]string{"profile": "", "allocs": ".allocs"} {
+			url := fmt.Sprintf("http://127.0.0.1:%d/debug/pprof/%s?seconds=%d", o.Ports()[name]["admin"], what, int((*length + warmUp).Seconds()))
+			all.Go(func() {
+				if err := fetch(t.Context(), url, file+suffix); err != nil {
+					t.Errorf("profiling %s: %v", name, err)
+				}
+			})
+		}
 	}
 	return all.Wait
 }

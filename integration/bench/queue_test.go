@@ -13,7 +13,7 @@ import (
 
 var (
 	rounds   = flag.Int("rounds", 5, "alternating rounds")
-	profiles = flag.String("profiles", "", "absolute `directory` for CPU profiles of the queue nodes, one per measured interval")
+	profiles = flag.String("profiles", "", "absolute `directory` for profiles of the queue nodes in each measured interval")
 	only     = flag.String("only", "", "measure one `contender` only, for work on it")
 	length   = flag.Duration("length", 3*time.Second, "of one measured interval")
 )
