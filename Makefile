@@ -47,7 +47,7 @@ timing: build ## the figures that a race detector would spoil, on plain binaries
 bench: bench-queue ## the benchmarks against peers, in one run on this machine (docs/benchmarks.md)
 bench-queue: build ## the queue against nats-server JetStream: LENGTH=3s of an interval, ROUNDS=5
 	@cd integration && SLIMFAAS_BIN=$(CURDIR)/bin go test -tags bench -count=1 -timeout 20m -run '^TestBenchQueue' -v ./bench \
-	  -args -rounds $${ROUNDS:-5} -length $${LENGTH:-3s} | grep -vE '^(=== | *--- |PASS|\?)'
+	  -args -rounds $${ROUNDS:-5} -length $${LENGTH:-3s} | grep --line-buffered -vE '^(=== | *--- |PASS|\?)'
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (20s)

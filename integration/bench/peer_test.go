@@ -30,11 +30,7 @@ type peer struct {
 // startPeer starts it; the test's cleanup stops it. sync is "always" or "default".
 func startPeer(t *testing.T, sync string) *peer {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "slimfaas-bench-peer-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := t.TempDir()
 	ports := freePorts(t, 2*peerMembers+1)
 	clients, routes, gateway := ports[:peerMembers], ports[peerMembers:2*peerMembers], ports[2*peerMembers]
 	p := &peer{gateway: "127.0.0.1:" + gateway}

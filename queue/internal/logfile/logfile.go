@@ -171,7 +171,8 @@ func (l *Log) Read(index uint64) ([]byte, error) {
 }
 
 // Append writes records, each given in parts, with consecutive indices from first, which follows the last one of a log that is
-// not empty. They are on the disk when it returns. After an error nothing is appended any more until the log is opened again.
+// not empty. They are on the disk when it returns. After an error none of them is in the log; after a failed fsync, nothing is
+// appended any more until the log is opened again.
 func (l *Log) Append(first uint64, records [][][]byte) error {
 	if len(records) == 0 {
 		return nil
@@ -184,11 +185,7 @@ func (l *Log) Append(first uint64, records [][][]byte) error {
 	if _, last := l.Bounds(); last != 0 && first != last+1 {
 		return fmt.Errorf("appending record %d behind %d", first, last)
 	}
-	if err := l.write(first, records); err != nil {
-		l.failed = errFailed
-		return err
-	}
-	return nil
+	return l.write(first, records)
 }
 
 // write runs with writing held.
@@ -225,11 +222,8 @@ func (l *Log) write(first uint64, records [][][]byte) error {
 		offsets = append(offsets, uint32(s.end+int64(len(l.buffer))))
 		l.buffer = appendRecord(l.buffer, first+uint64(i), uint32(s.end), s.salt, r)
 	}
-	if _, err := s.file.WriteAt(l.buffer, s.end); err != nil {
-		return fmt.Errorf("writing to %s: %w", filepath.Base(s.path), err)
-	}
-	if err := datasync(s.file); err != nil {
-		return fmt.Errorf("syncing %s: %w", filepath.Base(s.path), err)
+	if err := l.put(s, created); err != nil {
+		return err
 	}
 	if cap(l.buffer) > 4<<20 {
 		l.buffer = nil
@@ -243,6 +237,27 @@ func (l *Log) write(first uint64, records [][][]byte) error {
 			l.first = first
 		}
 		l.segments = append(l.segments, s)
+	}
+	return nil
+}
+
+// put brings the buffer to the disk. A write that failed half-way (the disk is full) must leave nothing behind that a later start
+// could take for a record; after a failed fsync nobody knows what the disk has.
+func (l *Log) put(s *segment, created bool) error {
+	_, err := s.file.WriteAt(l.buffer, s.end)
+	switch {
+	case err != nil && created: // made anew next time
+		return errors.Join(fmt.Errorf("writing to %s: %w", filepath.Base(s.path), err), s.file.Close())
+	case err != nil:
+		if clearErr := s.clear(); clearErr != nil {
+			l.failed = errFailed
+			err = errors.Join(err, clearErr)
+		}
+		return fmt.Errorf("writing to %s: %w", filepath.Base(s.path), err)
+	}
+	if err := datasync(s.file); err != nil {
+		l.failed = errFailed
+		return fmt.Errorf("syncing %s: %w", filepath.Base(s.path), err)
 	}
 	return nil
 }

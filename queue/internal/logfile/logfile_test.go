@@ -163,6 +163,14 @@ func TestDamageThatNoTornWriteExplainsIsAnError(t *testing.T) {
 			b.append(3, long, long)
 			b.edit(filepath.Join(b.dir, name(1)), func(c []byte) { c[bytes.Index(c, []byte("late"))] ^= 1 })
 		},
+		"file of zeros": func(b *bundle) {
+			b.edit(b.newestFile(), func(c []byte) { clear(c) })
+		},
+		"empty file": func(b *bundle) {
+			if err := os.Truncate(b.newestFile(), 0); err != nil {
+				b.t.Fatal(err)
+			}
+		},
 		"header": func(b *bundle) {
 			b.edit(b.newestFile(), func(c []byte) { c[9] ^= 1 })
 		},
@@ -246,6 +254,47 @@ func TestASegmentThatWasNeverWrittenToIsNoRecord(t *testing.T) {
 	b.reopen()
 	b.append(2, "b")
 	b.want(1, "a", "b")
+}
+
+func TestAWriteThatFailsLeavesNothingAndMayBeTriedAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.append(1, "a")
+	s := b.segments[0]
+	writable := s.file
+	readOnly, err := os.Open(s.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.file = readOnly
+	if err := b.Append(2, [][][]byte{{[]byte("b")}}); err == nil {
+		t.Fatal("appended to a file that takes no writes")
+	}
+	s.file = writable
+	_ = readOnly.Close()
+	if b.failed == nil { // a file that cannot be cleared either ends the log
+		t.Error("the rest of the segment is unknown, and the log goes on")
+	}
+	b.failed = nil // as if it could have been cleared
+	b.append(2, "B")
+	b.reopen()
+	b.want(1, "a", "B")
+	if err := os.Chmod(b.dir, 0o500); err != nil {
+		t.Fatal(err)
+	}
+	big := [][][]byte{{make([]byte, smallSegment)}}
+	if err := os.Mkdir(filepath.Join(b.dir, name(3)), 0o700); err == nil { // root writes anywhere: stand in the way
+		defer func() { _ = os.Remove(filepath.Join(b.dir, name(3))) }()
+	}
+	if err := b.Append(3, big); err == nil {
+		t.Fatal("a segment was made where there is a directory")
+	}
+	if err := errors.Join(os.Chmod(b.dir, 0o700), os.RemoveAll(filepath.Join(b.dir, name(3)))); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Append(3, big); err != nil {
+		t.Errorf("a segment that could not be made is not made later: %v", err)
+	}
 }
 
 func TestAFailedWriteEndsTheLog(t *testing.T) {

@@ -29,7 +29,10 @@ func (l *Log) recover() error {
 		if err != nil {
 			return err
 		}
-		if s == nil { // made and never written to
+		if s == nil { // being made when the power went
+			if noted != 0 && filepath.Base(path) == name(noted) { // which is done with the header on the disk
+				return fmt.Errorf("header of %s: %w", filepath.Base(path), ErrDamaged)
+			}
 			if err := l.removeNewest(path); err != nil {
 				return err
 			}
