@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/slimfaas/slimfaas/edge/internal/app"
+	"github.com/slimfaas/slimfaas/shared/heap"
 	"github.com/slimfaas/slimfaas/shared/obs"
 	"github.com/slimfaas/slimfaas/shared/serve"
 	"github.com/slimfaas/slimfaas/shared/settings"
@@ -63,6 +64,7 @@ func run(args, environ []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "edge: unknown command %q\n\n%s", command, usage)
 		return 2
 	}
+	defer heap.HoldFloor()()
 	warnings, err := settings.Load(prefix, &cfg, environ)
 	log, logErr := obs.Logger(stderr, cfg.Log.Level.String(), cfg.Log.Format)
 	if logErr != nil {

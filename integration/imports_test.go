@@ -43,8 +43,8 @@ var homes = map[string][]string{
 	"github.com/hashicorp/raft":           {"queue/internal/raftnode"},
 	"github.com/hashicorp/raft-boltdb":    {"queue/internal/raftnode"},
 	"go.etcd.io/bbolt":                    {"queue/internal/store", "queue/internal/raftnode"},
-	"github.com/nats-io/nats-server":      {"queue/internal/bus"},
-	"github.com/nats-io/nats.go":          {"shared/nc", "queue/internal/bus"},
+	"github.com/nats-io/nats-server":      {"queue/internal/bus", "integration/bench/peer"}, // the peer of the benchmarks is JetStream
+	"github.com/nats-io/nats.go":          {"shared/nc", "queue/internal/bus", "integration/bench/peer"},
 	"github.com/caarlos0/env":             {"shared/settings"},
 	"connectrpc.com/connect":              {"shared/wire/wireconnect", "shared/queueclient", "queue/internal/api", "scaler/internal/api"},
 	"net/http/httputil":                   {"edge/internal/forward"},

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/slimfaas/slimfaas/queue/internal/app"
+	"github.com/slimfaas/slimfaas/queue/internal/raftnode"
 	"github.com/slimfaas/slimfaas/shared/serve"
 	"github.com/slimfaas/slimfaas/shared/settings"
 )
@@ -27,10 +28,11 @@ type Config struct {
 
 // NodeConfig says which node this is.
 type NodeConfig struct {
-	Name       string  `env:"NAME" doc:"Name of this node, one of those in QUEUE_MEMBERS. Empty: the name of the host."`
-	DataDir    string  `env:"DATA_DIR" envDefault:"/data" alias:"SlimData__Directory,SLIMDATA_DIRECTORY" doc:"Directory of the Raft log, the snapshots and the state. One process at a time."`
-	Members    Members `env:"MEMBERS" doc:"All nodes, the same list on each: comma list of name=host[:raft:api:routes], ports 3262, 3263 and 6222 when left out. Empty: this node alone."`
-	SecretsDir string  `env:"SECRETS_DIR" doc:"Directory of the secret files: bus keys, routes password, tokens."`
+	Name       string           `env:"NAME" doc:"Name of this node, one of those in QUEUE_MEMBERS. Empty: the name of the host."`
+	DataDir    string           `env:"DATA_DIR" envDefault:"/data" alias:"SlimData__Directory,SLIMDATA_DIRECTORY" doc:"Directory of the Raft log, the snapshots and the state. One process at a time."`
+	Members    Members          `env:"MEMBERS" doc:"All nodes, the same list on each: comma list of name=host[:raft:api:routes], ports 3262, 3263 and 6222 when left out. Empty: this node alone."`
+	LogStore   raftnode.LogKind `env:"LOG_STORE" envDefault:"segments" doc:"Where the entries of the Raft log are kept: segments (one fsync for a group of calls) or bolt (two, and more processor time). A log in bolt moves into segments at the start, not back."`
+	SecretsDir string           `env:"SECRETS_DIR" doc:"Directory of the secret files: bus keys, routes password, tokens."`
 }
 
 // ListenConfig says where this node listens. An empty host is every interface.

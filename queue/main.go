@@ -12,6 +12,7 @@ import (
 
 	"github.com/slimfaas/slimfaas/queue/internal/app"
 	"github.com/slimfaas/slimfaas/queue/internal/dispatch"
+	"github.com/slimfaas/slimfaas/shared/heap"
 	"github.com/slimfaas/slimfaas/shared/obs"
 	"github.com/slimfaas/slimfaas/shared/serve"
 	"github.com/slimfaas/slimfaas/shared/settings"
@@ -61,6 +62,7 @@ func run(ctx context.Context, args, environ []string, out io.Writer) error {
 }
 
 func runNode(ctx context.Context, environ []string) error {
+	defer heap.HoldFloor()()
 	var c Config
 	warnings, err := settings.Load(prefix, &c, environ)
 	if err != nil {
@@ -82,7 +84,7 @@ func runNode(ctx context.Context, environ []string) error {
 	a, err := app.New(ctx, app.Config{
 		Name: c.Node.Name, DataDir: c.Node.DataDir, Members: c.Node.Members, SecretsDir: c.Node.SecretsDir,
 		RaftAddress: c.Listen.Raft, APIAddress: c.Listen.API, BusAddress: c.Listen.Bus, RoutesAddress: c.Listen.Routes,
-		AdminAddress: c.Listen.Admin, Profile: c.Profile,
+		AdminAddress: c.Listen.Admin, Profile: c.Profile, LogStore: c.Node.LogStore,
 		Limits: dispatch.Limits{
 			HistoryAge: c.Keep.HistoryAge, KeepFinished: c.Keep.HistoryCount, DeadAge: c.Keep.DeadAge, OrphanDeadAge: c.Keep.OrphanDeadAfter,
 		},

@@ -51,7 +51,9 @@ type Config struct {
 
 	RaftAddress, APIAddress, BusAddress, RoutesAddress, AdminAddress string
 
-	Profile       bool
+	Profile bool
+	// LogStore is where the Raft log's entries are kept; empty: segments.
+	LogStore      raftnode.LogKind
 	Limits        dispatch.Limits
 	MaxUnfinished uint64 // calls in the queue; 0: no limit
 	Log           *slog.Logger
@@ -111,7 +113,7 @@ func New(ctx context.Context, c Config) (_ *App, err error) {
 		return nil, err
 	}
 	a.node, err = raftnode.Open(raftnode.Config{
-		Name: c.Name, Members: c.raftMembers(), ListenAddress: c.RaftAddress, Dir: c.DataDir, Log: a.log,
+		Name: c.Name, Members: c.raftMembers(), ListenAddress: c.RaftAddress, Dir: c.DataDir, LogKind: c.LogStore, Log: a.log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the raft node: %w", err)
@@ -135,7 +137,7 @@ func New(ctx context.Context, c Config) (_ *App, err error) {
 		return nil, err
 	}
 	registry := obs.Registry("queue")
-	registry.MustRegister(metrics.New(metrics.Sources{Node: a.node, Dispatcher: a.dispatcher, Bus: a.bus, Client: a.client, Table: a.table}))
+	registry.MustRegister(metrics.New(metrics.Sources{Node: a.node, Dispatcher: a.dispatcher, Log: a.node, Bus: a.bus, Client: a.client, Table: a.table}))
 	a.admin = serve.New(serve.Options{
 		Name: "admin", Log: a.log,
 		Handler: serve.Admin{Health: a.healthy, Ready: a.ready, Metrics: obs.Handler(registry, a.log), Profile: c.Profile}.Handler(),

@@ -107,10 +107,10 @@ func Assemble(nowUnixMs int64, commands [][]byte) []byte {
 
 // EncodeCommand gives the encoded form of one command, as Assemble takes it.
 func EncodeCommand(c Command) ([]byte, error) {
-	var w writer
+	w := writer{b: make([]byte, commandHeader, 128)}
 	switch c := c.(type) {
 	case Accept:
-		w.b = make([]byte, 0, len(c.Payload)+len(c.Function)+32)
+		w.b = make([]byte, commandHeader, commandHeader+len(c.Payload)+len(c.Function)+32)
 		w.id(c.ID)
 		w.text(c.Function, MaxName)
 		w.b = append(w.b, c.Payload...)
@@ -162,14 +162,18 @@ func EncodeCommand(c Command) ([]byte, error) {
 	default:
 		return nil, fmt.Errorf("encoding %T: %w", c, ErrMalformed)
 	}
-	if w.tooLarge || HeaderSize+len(w.b)+6 > MaxEntry {
+	if w.tooLarge || HeaderSize+len(w.b) > MaxEntry {
 		return nil, fmt.Errorf("encoding %T: %w", c, ErrTooLarge)
 	}
-	head := make([]byte, 0, 6+len(w.b))
-	head = append(head, byte(c.kind()))
-	head = binary.AppendUvarint(head, uint64(len(w.b)))
-	return append(head, w.b...), nil
+	// The header goes right before the body, into the room that was left: no payload is copied for it.
+	head := binary.AppendUvarint([]byte{byte(c.kind())}, uint64(len(w.b)-commandHeader))
+	start := commandHeader - len(head)
+	copy(w.b[start:], head)
+	return w.b[start:], nil
 }
+
+// commandHeader is the room for kind and length.
+const commandHeader = 1 + binary.MaxVarintLen32
 
 // Decode reads an entry. Payloads are slices of it: the caller leaves it unchanged for as long as it keeps the batch.
 func Decode(entry []byte) (Batch, error) {

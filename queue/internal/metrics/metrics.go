@@ -7,6 +7,7 @@ import (
 
 	"github.com/slimfaas/slimfaas/queue/internal/dispatch"
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
+	"github.com/slimfaas/slimfaas/queue/internal/raftnode"
 )
 
 // Node is the Raft node.
@@ -22,6 +23,7 @@ type Node interface {
 type Sources struct {
 	Node       Node
 	Dispatcher interface{ Stats() dispatch.Stats }
+	Log        interface{ LogStats() raftnode.LogStats }
 	Bus        interface {
 		Peers() []string
 		Clients() int
@@ -66,6 +68,12 @@ var (
 	remembered = prometheus.NewDesc("slimfaas_queue_calls", "Calls in memory.", []string{"kind"}, nil)
 	sessions   = single("slimfaas_queue_sessions", "Live sessions of edges and scalers.")
 
+	logAppends = single("slimfaas_raft_log_appends_total", "Commits of this node's Raft log, each of one or more entries.")
+	logFsyncs  = single("slimfaas_raft_log_fsyncs_total", "Fsyncs of this node's Raft log.")
+	logEntries = single("slimfaas_raft_log_entries_total", "Entries this node wrote to its Raft log.")
+	logBytes   = single("slimfaas_raft_log_bytes_total", "Bytes of commands this node wrote to its Raft log.")
+	logSeconds = single("slimfaas_raft_log_append_seconds_total", "Seconds this node spent in commits of its Raft log, fsyncs included.")
+
 	leading  = single("slimfaas_queue_leader", "1 on the node that leads.")
 	term     = single("slimfaas_queue_term", "Raft term.")
 	commit   = single("slimfaas_queue_commit_index", "Raft index a majority has, as far as this node knows.")
@@ -85,6 +93,7 @@ func (Collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		accepted, redriven, succeeded, dead, cancelled, queued, running, waiting, readyItems, inFlightItems, retryItems,
 		applied, remembered, sessions, leading, term, commit, runs, granting, streams, synced,
+		logAppends, logFsyncs, logEntries, logBytes, logSeconds,
 		busPeers, busClients, busSlow, busDropped,
 	} {
 		out <- d
@@ -130,6 +139,13 @@ func (c Collector) Collect(out chan<- prometheus.Metric) {
 	gauge(remembered, float64(finished), "finished")
 	gauge(remembered, float64(deadCalls), "dead")
 	gauge(sessions, float64(live))
+
+	written := c.sources.Log.LogStats()
+	counter(logAppends, written.Appends)
+	counter(logFsyncs, written.Fsyncs)
+	counter(logEntries, written.Entries)
+	counter(logBytes, written.Bytes)
+	out <- prometheus.MustNewConstMetric(logSeconds, prometheus.CounterValue, written.Spent.Seconds())
 
 	stats := c.sources.Dispatcher.Stats()
 	gauge(leading, flag(c.sources.Node.IsLeader()))

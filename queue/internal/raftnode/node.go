@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
 	"github.com/slimfaas/slimfaas/queue/internal/store"
@@ -57,6 +56,8 @@ type Config struct {
 	// Dir holds log, snapshots and state; made if absent, one process at a time.
 	Dir string
 	Log *slog.Logger
+	// LogKind is where entries are kept; empty: segments.
+	LogKind LogKind
 	// Clock stamps proposals; nil: time.Now.
 	Clock func() time.Time
 
@@ -74,7 +75,8 @@ type Node struct {
 	log       *slog.Logger
 	raft      *raft.Raft
 	transport *raft.NetworkTransport
-	logStore  *raftboltdb.BoltStore
+	logStore  *diskLog
+	counted   *countedLog // on logStore
 	store     *store.Store
 	applier   *applier
 	batcher   *batcher
@@ -114,9 +116,8 @@ func Open(config Config) (_ *Node, err error) {
 	if err := os.MkdirAll(config.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the data directory: %w", err)
 	}
-	n.logStore, err = raftboltdb.New(raftboltdb.Options{Path: filepath.Join(config.Dir, "raft.db"), BoltOptions: store.LogOptions()})
-	if err != nil {
-		return nil, fmt.Errorf("opening the raft log (is another process using %s?): %w", config.Dir, err)
+	if n.logStore, err = openLog(config.Dir, config.LogKind); err != nil {
+		return nil, err
 	}
 	opened = append(opened, n.logStore.Close)
 	if n.store, err = store.Open(filepath.Join(config.Dir, "state")); err != nil {
@@ -157,7 +158,8 @@ func Open(config Config) (_ *Node, err error) {
 	if err := n.bootstrap(rc, snapshots); err != nil {
 		return nil, err
 	}
-	cache, err := raft.NewLogCache(logCacheEntries, n.logStore)
+	n.counted = &countedLog{LogStore: n.logStore, fsyncs: n.logStore.fsyncs}
+	cache, err := raft.NewLogCache(logCacheEntries, n.counted)
 	if err != nil {
 		return nil, fmt.Errorf("making the log cache: %w", err)
 	}
@@ -178,6 +180,9 @@ func Open(config Config) (_ *Node, err error) {
 func (c Config) complete() (Config, error) {
 	if c.Log == nil {
 		return c, errors.New("no logger given")
+	}
+	if c.LogKind == "" {
+		c.LogKind = LogSegments
 	}
 	if c.Clock == nil {
 		c.Clock = time.Now
