@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/slimfaas/slimfaas/shared/problem"
+	"github.com/slimfaas/slimfaas/shared/tlsconf"
 )
 
 type roleKey struct{}
@@ -21,8 +22,9 @@ func Role(ctx context.Context) string {
 }
 
 // RequireToken lets through requests with `Authorization: Bearer <token>` of one of the roles (role → token) and tells the
-// handler which role it is (Role). Others get 401. A role with an empty token is never let in. Which role may do what is the
-// handler's to say.
+// handler which role it is (Role). Others get 401. A role with an empty token is never let in. Over mutual TLS the caller's
+// certificate must carry the name of the role too, so that a token alone is worth nothing. Which role may do what is the handler's
+// to say.
 func RequireToken(tokens map[string]string, next http.Handler) http.Handler {
 	known := make(map[string][sha256.Size]byte, len(tokens))
 	for role, token := range tokens {
@@ -37,6 +39,9 @@ func RequireToken(tokens map[string]string, next http.Handler) http.Handler {
 			if subtle.ConstantTimeCompare(given[:], want[:]) == 1 {
 				found = role
 			}
+		}
+		if r.TLS != nil && !tlsconf.Carries(r.TLS, found) {
+			found = ""
 		}
 		if found == "" || !strings.EqualFold(scheme, "Bearer") {
 			w.Header().Set("WWW-Authenticate", "Bearer")
