@@ -69,5 +69,5 @@ func RefuseInsecure(addr string, insecure bool) error {
 	if insecure || Loopback(addr) {
 		return nil
 	}
-	return fmt.Errorf("refusing to serve an internal link unencrypted on %s: other machines reach this address; listen on 127.0.0.1, or allow it with …_INSECURE=true where the network is trusted", addr)
+	return fmt.Errorf("refusing to serve an internal link unencrypted on %s: other machines reach this address; put ca.crt, tls.crt and tls.key into the secrets directory, listen on 127.0.0.1, or allow it with …_INSECURE=true where the network is trusted", addr)
 }

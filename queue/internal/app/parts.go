@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -118,8 +119,8 @@ func describe(e *table.Entry) (dispatch.Function, bool) {
 }
 
 // follow prepares the copy of the table: from the leading scaler, else from another node.
-func (a *App) follow() {
-	a.puller = api.NewPuller(a.secrets.tokens[api.RoleQueue], func() string {
+func (a *App) follow(secure *tls.Config) {
+	a.puller = api.NewPuller(a.secrets.tokens[api.RoleQueue], secure, func() string {
 		return a.follower.Leader().GetLeaderApi()
 	}, a.config.others(func(m Member) string { return m.APIAddress }))
 	a.follower = &table.Follower{Table: a.table, Bus: a.client, Name: a.config.Name, Pull: a.puller.Pull, Log: a.log}
