@@ -216,6 +216,8 @@ func (f *Files) config(names func() []string, usages ...x509.ExtKeyUsage) *tls.C
 		ClientAuth:             tls.RequireAnyClientCert,
 		VerifyConnection:       func(s tls.ConnectionState) error { return f.check(s, names(), usages) },
 		SessionTicketsDisabled: true,
+		// Small first records are for browsers that wait for a first byte; each would be a write of its own.
+		DynamicRecordSizingDisabled: true,
 	}
 }
 

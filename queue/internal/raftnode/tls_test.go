@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"testing"
 	"time"
 
@@ -121,7 +122,8 @@ func TestANodeDialsTheMemberItMeansAndNoOther(t *testing.T) {
 		}
 	}()
 	for name, well := range map[string]bool{"queue-1": true, "queue-2": false} {
-		s := &stream{life: t.Context(), tls: own, members: []Member{{Name: "queue-0"}, {Name: name, RaftAddress: l.Addr().String()}}}
+		s := &stream{life: t.Context(), tls: own, members: []Member{{Name: "queue-0"}, {Name: "queue-1"}, {Name: "queue-2"}}}
+		s.members[slices.IndexFunc(s.members, func(m Member) bool { return m.Name == name })].RaftAddress = l.Addr().String()
 		conn, err := s.Dial(raft.ServerAddress(l.Addr().String()), 5*time.Second)
 		if (err == nil) != well {
 			t.Errorf("%s: %v", name, err)
