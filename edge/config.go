@@ -40,10 +40,10 @@ type listenConfig struct {
 }
 
 type neighborConfig struct {
-	QueueAPI   []string `env:"QUEUE_API,required,notEmpty" doc:"APIs of the queue nodes, comma list of http://host:port."`
-	BusURLs    []string `env:"BUS_URLS,required,notEmpty" doc:"Buses of the queue nodes, comma list of nats://host:port."`
-	SecretsDir string   `env:"SECRETS_DIR" doc:"Directory with bus-edge.seed and token-edge. Empty: neither is presented (only for neighbours that ask for none)."`
-	Insecure   bool     `env:"INSECURE" envDefault:"false" doc:"Allow unencrypted links to queue nodes on other machines."`
+	QueueAPI   []string `env:"QUEUE_API,required,notEmpty" doc:"APIs of the queue nodes, comma list of http://host:port; with certificates in the secrets directory they are reached by TLS, whatever the scheme."`
+	BusURLs    []string `env:"BUS_URLS,required,notEmpty" doc:"Buses of the queue nodes, comma list of nats://host:port; TLS as above."`
+	SecretsDir string   `env:"SECRETS_DIR" doc:"Directory with bus-edge.seed and token-edge; ca.crt, tls.crt and tls.key when internal links use TLS (docs/security.md). Empty: neither is presented (only for neighbours that ask for none)."`
+	Insecure   bool     `env:"INSECURE" envDefault:"false" doc:"Allow links without TLS to queue nodes on other machines."`
 }
 
 type accessConfig struct {

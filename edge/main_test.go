@@ -55,10 +55,11 @@ func TestConfigurationThatCannotWork(t *testing.T) {
 		environ []string
 		want    []string
 	}{
-		"nothing set":     {nil, []string{"EDGE_QUEUE_API", "EDGE_BUS_URLS"}},
-		"no network":      {[]string{"EDGE_TRUSTED_PROXIES=10.0.0.1", "EDGE_PARKED_TOTAL=0"}, []string{"EDGE_TRUSTED_PROXIES", "EDGE_PARKED_TOTAL"}},
-		"other machines":  {[]string{"EDGE_QUEUE_API=http://queue-0:3263", "EDGE_BUS_URLS=nats://10.0.0.1:4222"}, []string{"queue-0:3263", "10.0.0.1:4222", "EDGE_INSECURE"}},
-		"no such secrets": {[]string{"EDGE_QUEUE_API=http://127.0.0.1:1", "EDGE_BUS_URLS=nats://127.0.0.1:1", "EDGE_SECRETS_DIR=/nowhere"}, []string{"token-edge"}},
+		"nothing set":       {nil, []string{"EDGE_QUEUE_API", "EDGE_BUS_URLS"}},
+		"no network":        {[]string{"EDGE_TRUSTED_PROXIES=10.0.0.1", "EDGE_PARKED_TOTAL=0"}, []string{"EDGE_TRUSTED_PROXIES", "EDGE_PARKED_TOTAL"}},
+		"TLS without files": {[]string{"EDGE_QUEUE_API=https://127.0.0.1:3263", "EDGE_BUS_URLS=tls://127.0.0.1:4222"}, []string{"https://127.0.0.1:3263 asks for TLS", "tls://127.0.0.1:4222 asks for TLS"}},
+		"other machines":    {[]string{"EDGE_QUEUE_API=http://queue-0:3263", "EDGE_BUS_URLS=nats://10.0.0.1:4222"}, []string{"queue-0:3263", "10.0.0.1:4222", "EDGE_INSECURE"}},
+		"no such secrets":   {[]string{"EDGE_QUEUE_API=http://127.0.0.1:1", "EDGE_BUS_URLS=nats://127.0.0.1:1", "EDGE_SECRETS_DIR=/nowhere"}, []string{"token-edge"}},
 	} {
 		var out, err bytes.Buffer
 		if code := run(nil, append(c.environ, "LOG_FORMAT=json"), &out, &err); code != 1 {

@@ -145,6 +145,13 @@ func TestDeathOfAnEdgeRedeliversWithinEightSeconds(t *testing.T) {
 	c := cluster.Start(t, cluster.Options{Edges: 2, NoRestart: true, Functions: rec.yaml(fn{name: "work", annotations: map[string]string{
 		"NumberParallelRequest": "8", "NumberParallelRequestPerPod": "8", "ReplicasMin": "1",
 	}})})
+	c.Eventually(15*time.Second, "both edges deliver", func() error { // ready does not wait for an edge's session
+		info, err := c.Info(1)
+		if err == nil && len(info.Edges) < 2 {
+			err = fmt.Errorf("sessions of %v", info.Edges)
+		}
+		return err
+	})
 	const calls = 8
 	for n := range calls {
 		if a := enqueue(c, 1, "work", fmt.Sprintf("%d-0", n), "&ms=20000"); a.Outcome != history.OK {

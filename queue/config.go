@@ -10,7 +10,6 @@ import (
 
 	"github.com/slimfaas/slimfaas/queue/internal/app"
 	"github.com/slimfaas/slimfaas/queue/internal/raftnode"
-	"github.com/slimfaas/slimfaas/shared/serve"
 	"github.com/slimfaas/slimfaas/shared/settings"
 )
 
@@ -31,8 +30,8 @@ type NodeConfig struct {
 	Name       string           `env:"NAME" doc:"Name of this node, one of those in QUEUE_MEMBERS. Empty: the name of the host."`
 	DataDir    string           `env:"DATA_DIR" envDefault:"/data" alias:"SlimData__Directory,SLIMDATA_DIRECTORY" doc:"Directory of the Raft log, the snapshots and the state. One process at a time."`
 	Members    Members          `env:"MEMBERS" doc:"All nodes, the same list on each: comma list of name=host[:raft:api:routes], ports 3262, 3263 and 6222 when left out. Empty: this node alone."`
-	LogStore   raftnode.LogKind `env:"LOG_STORE" envDefault:"segments" doc:"Where the entries of the Raft log are kept: segments (one fsync for a group of calls) or bolt (two, and more processor time). A log in bolt moves into segments at the start, not back."`
-	SecretsDir string           `env:"SECRETS_DIR" doc:"Directory of the secret files: bus keys, routes password, tokens."`
+	LogStore   raftnode.LogKind `env:"LOG_STORE" envDefault:"bolt" doc:"Where the entries of the Raft log are kept: segments (one fsync for a group of calls) or bolt (two, and more processor time). A log in bolt moves into segments at the start, not back."`
+	SecretsDir string           `env:"SECRETS_DIR" doc:"Directory of the secret files: bus keys, routes password, tokens; ca.crt, tls.crt and tls.key when internal links use TLS (docs/security.md)."`
 }
 
 // ListenConfig says where this node listens. An empty host is every interface.
@@ -42,7 +41,7 @@ type ListenConfig struct {
 	Bus      string `env:"BUS_ADDRESS" envDefault:":4222" doc:"Listen address of the bus, for edges and scalers."`
 	Routes   string `env:"ROUTES_ADDRESS" envDefault:":6222" doc:"Listen address of the bus, for the other nodes."`
 	Admin    string `env:"ADMIN_ADDRESS" envDefault:":9090" doc:"Listen address of /metrics, /health and /ready."`
-	Insecure bool   `env:"INSECURE" doc:"Allow unencrypted internal links on addresses that other machines reach."`
+	Insecure bool   `env:"INSECURE" doc:"Allow internal links without TLS on addresses that other machines reach."`
 }
 
 // KeepConfig says what is kept, and for how long.
@@ -57,18 +56,11 @@ type KeepConfig struct {
 // Validate implements settings.Validator.
 func (c *ListenConfig) Validate() error {
 	var errs []error
-	for _, a := range []struct {
-		name, address string
-		internal      bool
-	}{
-		{"RAFT", c.Raft, true}, {"API", c.API, true}, {"BUS", c.Bus, true}, {"ROUTES", c.Routes, true}, {"ADMIN", c.Admin, false},
+	for _, a := range []struct{ name, address string }{
+		{"RAFT", c.Raft}, {"API", c.API}, {"BUS", c.Bus}, {"ROUTES", c.Routes}, {"ADMIN", c.Admin},
 	} {
 		if _, _, err := net.SplitHostPort(a.address); err != nil {
 			errs = append(errs, fmt.Errorf("reading %s%s_ADDRESS=%q: expected host:port: %w", prefix, a.name, a.address, err))
-		} else if a.internal {
-			if err := serve.RefuseInsecure(a.address, c.Insecure); err != nil {
-				errs = append(errs, fmt.Errorf("reading %s%s_ADDRESS: %w", prefix, a.name, err))
-			}
 		}
 	}
 	return errors.Join(errs...)

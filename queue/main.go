@@ -82,7 +82,7 @@ func runNode(ctx context.Context, environ []string) error {
 	}
 	log.Info("starting", append([]any{"version", obs.Version}, settings.Effective(&c)...)...)
 	a, err := app.New(ctx, app.Config{
-		Name: c.Node.Name, DataDir: c.Node.DataDir, Members: c.Node.Members, SecretsDir: c.Node.SecretsDir,
+		Name: c.Node.Name, DataDir: c.Node.DataDir, Members: c.Node.Members, SecretsDir: c.Node.SecretsDir, Insecure: c.Listen.Insecure,
 		RaftAddress: c.Listen.Raft, APIAddress: c.Listen.API, BusAddress: c.Listen.Bus, RoutesAddress: c.Listen.Routes,
 		AdminAddress: c.Listen.Admin, Profile: c.Profile, LogStore: c.Node.LogStore,
 		Limits: dispatch.Limits{

@@ -9,7 +9,6 @@ import (
 
 	"github.com/slimfaas/slimfaas/scaler/internal/app"
 	"github.com/slimfaas/slimfaas/shared/secret"
-	"github.com/slimfaas/slimfaas/shared/serve"
 	"github.com/slimfaas/slimfaas/shared/settings"
 )
 
@@ -27,27 +26,19 @@ type config struct {
 
 type identityConfig struct {
 	Name       string `env:"NAME" doc:"Name of this scaler, unique among the scalers. Empty: the host's name."`
-	SecretsDir string `env:"SECRETS_DIR" doc:"Directory with bus-scaler.seed, token-scaler, token-queue and, with the process orchestrator, token-local; one value per file. Empty: no secrets, the bus must accept anybody and every token is refused."`
+	SecretsDir string `env:"SECRETS_DIR" doc:"Directory with bus-scaler.seed, token-scaler, token-queue and, with the process orchestrator, token-local; one value per file; ca.crt, tls.crt and tls.key when internal links use TLS (docs/security.md). Empty: no secrets, the bus must accept anybody and every token is refused."`
 }
 
 type listenConfig struct {
 	APIAddress   string `env:"API_ADDRESS" envDefault:":3264" doc:"Listen address host:port of the API queue nodes copy the function table from."`
 	APIAdvertise string `env:"API_ADVERTISE" doc:"host:port queue nodes dial. Empty: the listen address, which must then name a host."`
 	AdminAddress string `env:"ADMIN_ADDRESS" envDefault:":9090" doc:"Listen address host:port of /metrics, /health and /ready."`
-	Insecure     bool   `env:"INSECURE" doc:"true allows the API without encryption on an address that is not loopback."`
-}
-
-// Validate implements settings.Validator.
-func (c *listenConfig) Validate() error {
-	if err := serve.RefuseInsecure(c.APIAddress, c.Insecure); err != nil {
-		return fmt.Errorf("%sAPI_ADDRESS: %w", prefix, err)
-	}
-	return nil
+	Insecure     bool   `env:"INSECURE" doc:"Allow internal links without TLS that leave this machine."`
 }
 
 type neighbourConfig struct {
-	QueueAPI []string `env:"QUEUE_API" doc:"URLs of the queue nodes' APIs, comma-separated: http://host:3263."`
-	BusURLs  []string `env:"BUS_URLS" doc:"URLs of the bus on the queue nodes, comma-separated: nats://host:4222."`
+	QueueAPI []string `env:"QUEUE_API" doc:"URLs of the queue nodes' APIs, comma-separated: http://host:3263; with certificates in the secrets directory they are reached by TLS, whatever the scheme."`
+	BusURLs  []string `env:"BUS_URLS" doc:"URLs of the bus on the queue nodes, comma-separated: nats://host:4222; TLS as above."`
 }
 
 // Validate implements settings.Validator.
@@ -96,6 +87,7 @@ func load(environ []string) (options app.Options, cfg config, warnings []string,
 	options = app.Options{
 		Name: cfg.Identity.Name, APIAddress: cfg.Listen.APIAddress, APIAdvertise: cfg.Listen.APIAdvertise, AdminAddress: cfg.Listen.AdminAddress,
 		QueueAPI: cfg.Neighbours.QueueAPI, BusURLs: cfg.Neighbours.BusURLs, ProcessSocket: cfg.Orchestrator.ProcessSocket,
+		SecretsDir: cfg.Identity.SecretsDir, Insecure: cfg.Listen.Insecure,
 		IdleDrain: cfg.Sleep.IdleDrain, ShrinkDrain: cfg.Sleep.ShrinkDrain, VanishedBlocks: cfg.Sleep.VanishedBlocks,
 	}
 	if options.Name == "" {

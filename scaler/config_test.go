@@ -42,15 +42,11 @@ func TestMistakesAreNamed(t *testing.T) {
 		"SCALER_PROCESS_SOCKET=":           "SCALER_PROCESS_SOCKET",
 		"SCALER_QUEUE_API=":                "SCALER_QUEUE_API",
 		"SCALER_BUS_URLS=":                 "SCALER_BUS_URLS",
-		"SCALER_API_ADDRESS=0.0.0.0:3264":  "unencrypted",
 		"SCALER_DRAIN_TIMEOUT=soon":        "SCALER_DRAIN_TIMEOUT",
 		"SCALER_SECRETS_DIR=/nonexistent/": "token-scaler",
 	} {
 		if _, _, _, err := load(environment(t, set)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want an error with %q", set, err, want)
 		}
-	}
-	if _, _, _, err := load(environment(t, "SCALER_API_ADDRESS=0.0.0.0:3264", "SCALER_INSECURE=true")); err != nil {
-		t.Errorf("allowed, and refused: %v", err)
 	}
 }

@@ -38,7 +38,9 @@ const usage = `local runs SlimFaas and its functions on this machine.
   --no-restart  what dies stays dead, functions too
   --clean       forget data, logs, ports and secrets of the state directory first
 
-Variables named EDGE_*, QUEUE_*, SCALER_* and LOG_* of the environment reach the programs of that name.
+Variables named EDGE_*, QUEUE_*, SCALER_* and LOG_* of the environment reach the programs of that name. SLIMFAAS_LOCAL_TLS=true (or false)
+overrides cluster.tls of the manifest: links between the programs are then mutual TLS, with certificates made in the state
+directory.
 `
 
 var errHelp = errors.New("help was asked for")

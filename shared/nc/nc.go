@@ -5,6 +5,7 @@ package nc
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -59,6 +60,8 @@ type Options struct {
 	// SeedFile holds the role's nkey seed; empty: no authentication (tests).
 	SeedFile string
 	Log      *slog.Logger
+	// TLS, when set, is used whatever the scheme of the URLs says, before the server says a word; nil: unencrypted.
+	TLS *tls.Config
 	// InProcess, when set, connects without a socket to the server of the same process (a queue node's own), instead of URLs.
 	InProcess interface{ InProcessConn() (net.Conn, error) }
 }
@@ -117,6 +120,9 @@ func Connect(ctx context.Context, o Options) (*Bus, error) {
 			return nil, fmt.Errorf("reading the bus key: %w", err)
 		}
 		options = append(options, nats.Nkey(public, sign))
+	}
+	if o.TLS != nil {
+		options = append(options, nats.Secure(o.TLS), nats.TLSHandshakeFirst())
 	}
 	if o.InProcess != nil {
 		options = append(options, nats.InProcessServer(o.InProcess))

@@ -5,6 +5,7 @@ package queueclient
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -43,7 +44,8 @@ const (
 	MaxWaitingOps   = 1 << 16
 	MaxWaitingBytes = 64 << 20
 
-	dialTimeout = time.Second
+	dialTimeout      = time.Second
+	handshakeTimeout = 2 * time.Second
 	// A connection on which nothing comes for pingAfter is asked, and cut without an answer in pingTimeout: a paused node breaks
 	// streams within 2.5 s.
 	pingAfter   = time.Second
@@ -59,10 +61,12 @@ const (
 
 // Options of New.
 type Options struct {
-	Endpoints []string // http://host:port of queue nodes; one that answers is enough
+	Endpoints []string // http://host:port or https://host:port of queue nodes; one that answers is enough
 	Token     string   // the role's bearer token
 	Name      string   // of this process, for logs
 	Log       *slog.Logger
+	// TLS, when set, is used for every node whatever the scheme of its endpoint says; nil: unencrypted.
+	TLS *tls.Config
 	// LeaderWait bounds the wait for a leader; 0: 2 s.
 	LeaderWait time.Duration
 	// RPCTimeout bounds one attempt; 0: 2 s.
@@ -107,7 +111,11 @@ func New(o Options) *Client {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Client{options: o, calls: houseClient(), streams: houseClient(), nodes: map[string]*node{}}
+	c := &Client{options: o, calls: houseClient(o.TLS), streams: houseClient(o.TLS), nodes: map[string]*node{}}
+	c.options.Endpoints = make([]string, len(o.Endpoints))
+	for i, endpoint := range o.Endpoints {
+		c.options.Endpoints[i] = address(endpoint, o.TLS)
+	}
 	// Batches outlive the callers in them, who may give up; Close ends what is left.
 	c.life, c.end = context.WithCancel(context.Background())
 	c.leader.client, c.batcher.client = c, c
@@ -116,14 +124,18 @@ func New(o Options) *Client {
 	return c
 }
 
-func houseClient() *http.Client {
+func houseClient(secure *tls.Config) *http.Client {
 	var protocols http.Protocols
-	protocols.SetUnencryptedHTTP2(true)
+	protocols.SetHTTP2(secure != nil)
+	protocols.SetUnencryptedHTTP2(secure == nil)
 	return &http.Client{Transport: &http.Transport{
-		Protocols:          &protocols,
-		DialContext:        (&net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}).DialContext,
-		DisableCompression: true,
-		IdleConnTimeout:    90 * time.Second,
+		Protocols:   &protocols,
+		DialContext: (&net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}).DialContext,
+		// Cloned: the transport adds what HTTP/2 needs to its own.
+		TLSClientConfig:     secure.Clone(),
+		TLSHandshakeTimeout: handshakeTimeout,
+		DisableCompression:  true,
+		IdleConnTimeout:     90 * time.Second,
 		HTTP2: &http.HTTP2Config{
 			SendPingTimeout:  pingAfter,
 			PingTimeout:      pingTimeout,

@@ -2,8 +2,11 @@ package queueclient
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"maps"
 	"net"
 	"net/http"
@@ -27,6 +30,7 @@ const token = "the-token"
 // cluster is a fake queue: nodes with one log between them, of which at most one leads.
 type cluster struct {
 	nodes []*fakeNode
+	tls   *tls.Config // nil: unencrypted
 
 	mu     sync.Mutex // guards the fields below
 	leader *fakeNode  // nil: none
@@ -57,8 +61,11 @@ type fakeNode struct {
 	asked     int  // submits that found no leader here
 }
 
-func newCluster(t testing.TB, size int) *cluster {
+func newCluster(t testing.TB, size int, change ...func(*cluster)) *cluster {
 	c := &cluster{log: map[string]int{}}
+	for _, f := range change {
+		f(c)
+	}
 	for i := range size {
 		n := &fakeNode{name: fmt.Sprintf("queue-%d", i), cluster: c}
 		c.nodes = append(c.nodes, n)
@@ -78,8 +85,9 @@ func (n *fakeNode) serve(t testing.TB) {
 	mux.Handle(wireconnect.NewQueueServiceHandler(n))
 	mux.Handle(wireconnect.NewTableServiceHandler(n))
 	var p http.Protocols
-	p.SetUnencryptedHTTP2(true)
-	server := &http.Server{Protocols: &p, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	p.SetUnencryptedHTTP2(n.cluster.tls == nil)
+	p.SetHTTP2(n.cluster.tls != nil)
+	server := &http.Server{Protocols: &p, TLSConfig: n.cluster.tls.Clone(), ErrorLog: log.New(io.Discard, "", 0), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Authorization") != "Bearer "+token {
 			w.WriteHeader(http.StatusUnauthorized)
 			return
@@ -87,7 +95,13 @@ func (n *fakeNode) serve(t testing.TB) {
 		mux.ServeHTTP(w, r)
 	})}
 	var serving sync.WaitGroup
-	serving.Go(func() { _ = server.Serve(l) })
+	serving.Go(func() {
+		if n.cluster.tls != nil {
+			_ = server.ServeTLS(l, "", "")
+		} else {
+			_ = server.Serve(l)
+		}
+	})
 	t.Cleanup(func() {
 		_ = server.Close()
 		serving.Wait()

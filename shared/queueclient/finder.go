@@ -2,6 +2,7 @@ package queueclient
 
 import (
 	"context"
+	"crypto/tls"
 	"strings"
 	"sync"
 	"time"
@@ -73,7 +74,7 @@ func (f *finder) ask(s *search) {
 			if err != nil || answer.Msg.GetLeaderApi() == "" {
 				return
 			}
-			leader := address(answer.Msg.GetLeaderApi())
+			leader := address(answer.Msg.GetLeaderApi(), f.client.options.TLS)
 			if f.believes(leader, answer.Msg.GetLeader() == answer.Msg.GetNode()) {
 				select {
 				case names <- leader:
@@ -111,7 +112,7 @@ func (f *finder) believes(url string, itself bool) bool {
 func (f *finder) learn(from, leaderAPI string) {
 	url := ""
 	if leaderAPI != "" {
-		url = address(leaderAPI)
+		url = address(leaderAPI, f.client.options.TLS)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -145,12 +146,18 @@ func (f *finder) answered(url string) {
 	delete(f.suspects, url)
 }
 
-// address makes a url of what nodes call one another.
-func address(api string) string {
-	if strings.Contains(api, "://") {
+// address makes a url of an endpoint, or of what nodes call one another. With TLS the scheme that is given does not matter.
+func address(api string, secure *tls.Config) string {
+	_, host, ok := strings.Cut(api, "://")
+	switch {
+	case secure == nil && ok:
 		return strings.TrimRight(api, "/")
+	case secure == nil:
+		return "http://" + api
+	case ok:
+		api = strings.TrimRight(host, "/")
 	}
-	return "http://" + api
+	return "https://" + api
 }
 
 // pause before the next search after n fruitless ones.

@@ -3,6 +3,7 @@ package queueclient
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"iter"
@@ -195,16 +196,19 @@ func (n *node) pull(ctx context.Context, since *wire.Version, patience time.Dura
 // Puller pulls tables from addresses that are not known beforehand: a queue node from the leading scaler. End it with Close.
 type Puller struct {
 	token string
+	tls   *tls.Config
 	http  *http.Client
 }
 
-// NewPuller makes a Puller that shows token.
-func NewPuller(token string) *Puller { return &Puller{token: token, http: houseClient()} }
+// NewPuller makes a Puller that shows token. A nil configuration pulls unencrypted.
+func NewPuller(token string, secure *tls.Config) *Puller {
+	return &Puller{token: token, tls: secure, http: houseClient(secure)}
+}
 
 // Pull asks the TableService at api (host:port) as PullTable asks queue nodes.
 func (p *Puller) Pull(ctx context.Context, api string, since *wire.Version) iter.Seq2[*wire.PullResponse, error] {
 	return func(yield func(*wire.PullResponse, error) bool) {
-		n := newNode(address(api), p.token, p.http, p.http)
+		n := newNode(address(api, p.tls), p.token, p.http, p.http)
 		if _, goOn, err := n.pull(ctx, since, RPCTimeout, yield); err != nil && goOn {
 			yield(nil, fmt.Errorf("pulling the function table from %s: %w", api, err))
 		}

@@ -159,7 +159,7 @@ func TestPullTableTakesTheFirstNodeThatHasIt(t *testing.T) {
 	for range client.PullTable(t.Context(), nil) {
 		break // the receiver may have had enough
 	}
-	p := NewPuller(token)
+	p := NewPuller(token, nil)
 	defer p.Close()
 	c.nodes[1].pages = want
 	pages := 0

@@ -1,10 +1,11 @@
 // Package serve runs an http.Server with the limits of the house: headers within 5 s and 16 KiB, idle connections for 60 s,
-// HTTP/1.1 and HTTP/2 by prior knowledge, and a drain that ends within a time the program chooses. There is no write timeout:
+// HTTP/1.1 and HTTP/2 (by prior knowledge without TLS), and a drain that ends within a time the program chooses. There is no write timeout:
 // answers may stream for hours.
 package serve
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -41,6 +42,8 @@ type Options struct {
 	MaxStreams int
 	// HTTP1Only leaves HTTP/2 out.
 	HTTP1Only bool
+	// TLS, when set, is the only way in: nothing unencrypted is answered.
+	TLS *tls.Config
 	// ConnContext, when set, derives the context of each connection, as in http.Server.
 	ConnContext func(ctx context.Context, c net.Conn) context.Context
 }
@@ -63,7 +66,8 @@ func New(o Options) *Server {
 	}
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
-	protocols.SetUnencryptedHTTP2(!o.HTTP1Only)
+	protocols.SetHTTP2(o.TLS != nil && !o.HTTP1Only)
+	protocols.SetUnencryptedHTTP2(o.TLS == nil && !o.HTTP1Only)
 	// The root of all requests: it ends when the drain's time is up, so that no handler outlives Run by much.
 	root, abort := context.WithCancel(context.Background())
 	return &Server{options: o, abort: abort, http: &http.Server{
@@ -72,6 +76,7 @@ func New(o Options) *Server {
 		IdleTimeout:       IdleTimeout,
 		MaxHeaderBytes:    o.MaxHeaderBytes,
 		Protocols:         &protocols,
+		TLSConfig:         o.TLS.Clone(), // the server adds what HTTP/2 needs to its own
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: o.MaxStreams,
 			SendPingTimeout:      pingAfter,
@@ -112,7 +117,13 @@ func (s *Server) Run(ctx context.Context, drain time.Duration) error {
 		return fmt.Errorf("serving %s: not listening", s.options.Name)
 	}
 	served := make(chan error, 1)
-	go func() { served <- s.http.Serve(s.listener) }()
+	go func() {
+		if s.options.TLS != nil {
+			served <- s.http.ServeTLS(s.listener, "", "")
+		} else {
+			served <- s.http.Serve(s.listener)
+		}
+	}()
 	select {
 	case err := <-served:
 		return fmt.Errorf("serving %s: %w", s.options.Name, err)

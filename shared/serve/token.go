@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/slimfaas/slimfaas/shared/problem"
+	"github.com/slimfaas/slimfaas/shared/tlsconf"
 )
 
 type roleKey struct{}
@@ -21,8 +22,9 @@ func Role(ctx context.Context) string {
 }
 
 // RequireToken lets through requests with `Authorization: Bearer <token>` of one of the roles (role → token) and tells the
-// handler which role it is (Role). Others get 401. A role with an empty token is never let in. Which role may do what is the
-// handler's to say.
+// handler which role it is (Role). Others get 401. A role with an empty token is never let in. Over mutual TLS the caller's
+// certificate must carry the name of the role too, so that a token alone is worth nothing. Which role may do what is the handler's
+// to say.
 func RequireToken(tokens map[string]string, next http.Handler) http.Handler {
 	known := make(map[string][sha256.Size]byte, len(tokens))
 	for role, token := range tokens {
@@ -37,6 +39,9 @@ func RequireToken(tokens map[string]string, next http.Handler) http.Handler {
 			if subtle.ConstantTimeCompare(given[:], want[:]) == 1 {
 				found = role
 			}
+		}
+		if r.TLS != nil && !tlsconf.Carries(r.TLS, found) {
+			found = ""
 		}
 		if found == "" || !strings.EqualFold(scheme, "Bearer") {
 			w.Header().Set("WWW-Authenticate", "Bearer")
@@ -64,5 +69,5 @@ func RefuseInsecure(addr string, insecure bool) error {
 	if insecure || Loopback(addr) {
 		return nil
 	}
-	return fmt.Errorf("refusing to serve an internal link unencrypted on %s: other machines reach this address; listen on 127.0.0.1, or allow it with …_INSECURE=true where the network is trusted", addr)
+	return fmt.Errorf("refusing to serve an internal link unencrypted on %s: other machines reach this address; put ca.crt, tls.crt and tls.key into the secrets directory, listen on 127.0.0.1, or allow it with …_INSECURE=true where the network is trusted", addr)
 }

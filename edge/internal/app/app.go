@@ -3,12 +3,14 @@ package app
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -34,6 +36,7 @@ import (
 	"github.com/slimfaas/slimfaas/shared/secret"
 	"github.com/slimfaas/slimfaas/shared/serve"
 	"github.com/slimfaas/slimfaas/shared/table"
+	"github.com/slimfaas/slimfaas/shared/tlsconf"
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
 
@@ -67,6 +70,7 @@ type App struct {
 	follower  *table.Follower
 	client    *queueclient.Client
 	bus       *nc.Bus
+	tls       *tlsconf.Files // nil: links to the queue are not encrypted
 	waker     *wake.Waker
 	reporter  *load.Reporter
 	forwarder *forward.Forwarder
@@ -92,24 +96,31 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 
 // New makes an edge from what it can see: it connects to nobody yet but the bus, which it never waits for.
 func New(ctx context.Context, o Options, log *slog.Logger) (*App, error) {
-	if err := refuseInsecure(o); err != nil {
+	a := &App{options: o, log: log.With("edge", o.Name), loads: load.NewTracker(), table: table.New()}
+	var err error
+	if a.tls, err = tlsconf.Open(o.SecretsDir, a.log, "edge"); err != nil {
 		return nil, err
 	}
-	a := &App{options: o, log: log.With("edge", o.Name), loads: load.NewTracker(), table: table.New()}
+	if err := a.checkLinks(); err != nil {
+		return nil, err
+	}
+	var queue *tls.Config
+	if a.tls != nil {
+		queue = a.tls.Client(tlsconf.Names("queue"))
+	}
 	var token, seed string
 	if o.SecretsDir != "" {
-		var err error
 		if token, err = secret.Read(o.SecretsDir, "token-edge"); err != nil {
 			return nil, err
 		}
 		seed = filepath.Join(o.SecretsDir, "bus-edge.seed")
 	}
-	bus, err := nc.Connect(ctx, nc.Options{URLs: o.BusURLs, Name: o.Name, Role: "edge", SeedFile: seed, Log: a.log})
+	bus, err := nc.Connect(ctx, nc.Options{URLs: o.BusURLs, Name: o.Name, Role: "edge", SeedFile: seed, TLS: queue, Log: a.log})
 	if err != nil {
 		return nil, err
 	}
 	a.bus = bus
-	a.client = queueclient.New(queueclient.Options{Endpoints: o.QueueAPI, Token: token, Name: o.Name, Log: a.log})
+	a.client = queueclient.New(queueclient.Options{Endpoints: o.QueueAPI, Token: token, Name: o.Name, TLS: queue, Log: a.log})
 	a.functions = replica.NewSet(a.loads)
 	a.forwarder = forward.New(a.log)
 	a.waker = wake.New(wake.Options{
@@ -249,6 +260,9 @@ func (a *App) Run(ctx context.Context) error {
 	defer a.onBus()()
 	plumbing.Go(func() error { return a.follower.Run(broken) })
 	plumbing.Go(func() error { a.waker.Run(broken); return nil })
+	if a.tls != nil {
+		plumbing.Go(func() error { return a.tls.Run(broken) })
+	}
 	plumbing.Go(func() error { return a.admin.Run(broken, time.Second) })
 	watch(&report, func() error { a.reporter.Run(reporting); return nil })
 	watch(&delivery, func() error { return a.deliverer.Run(delivering) })
@@ -339,22 +353,27 @@ func (a *App) digest() *wire.TableDigest {
 	return d
 }
 
-// refuseInsecure keeps the token and the bus off networks nobody has called trusted.
-func refuseInsecure(o Options) error {
-	if o.Insecure {
-		return nil
-	}
+// checkLinks keeps the token and the bus off networks nobody has called trusted, unless the links are encrypted.
+func (a *App) checkLinks() error {
 	var errs []error
-	for _, list := range [][]string{o.QueueAPI, o.BusURLs} {
-		for _, raw := range list {
-			u, err := url.Parse(strings.TrimSpace(raw))
-			switch {
-			case err != nil || u.Host == "":
-				errs = append(errs, fmt.Errorf("reading the address %q: expected scheme://host:port", raw))
-			case u.Scheme != "https" && u.Scheme != "tls" && !serve.Loopback(u.Host):
-				errs = append(errs, fmt.Errorf("refusing to send the edge's token unencrypted to %s on another machine: allow it with EDGE_INSECURE=true where the network is trusted", u.Host))
-			}
+	open := false
+	for _, raw := range slices.Concat(a.options.QueueAPI, a.options.BusURLs) {
+		u, err := url.Parse(strings.TrimSpace(raw))
+		switch {
+		case err != nil || u.Host == "":
+			errs = append(errs, fmt.Errorf("reading the address %q: expected scheme://host:port", raw))
+		case a.tls != nil:
+		case u.Scheme == "https" || u.Scheme == "tls":
+			errs = append(errs, fmt.Errorf("%s asks for TLS: put ca.crt, tls.crt and tls.key into EDGE_SECRETS_DIR", raw))
+		case serve.Loopback(u.Host):
+		case a.options.Insecure:
+			open = true
+		default:
+			errs = append(errs, fmt.Errorf("refusing to send the edge's token unencrypted to %s on another machine: put ca.crt, tls.crt and tls.key into EDGE_SECRETS_DIR, or allow it with EDGE_INSECURE=true where the network is trusted", u.Host))
 		}
+	}
+	if open && len(errs) == 0 {
+		a.log.Warn("links to the queue are not encrypted, and leave this machine: EDGE_INSECURE allows it")
 	}
 	return errors.Join(errs...)
 }

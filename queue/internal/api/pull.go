@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"iter"
@@ -25,6 +26,7 @@ const (
 type Puller struct {
 	client *http.Client
 	token  string
+	scheme string // http:// or https://
 	// Leader gives host:port of the leading scaler's API; empty: none is known.
 	leader func() string
 	peers  []string // host:port of the other nodes' APIs
@@ -32,17 +34,25 @@ type Puller struct {
 	failed string   // the leader's address, when it did not answer the last time
 }
 
-// NewPuller makes a puller that shows token.
-func NewPuller(token string, leader func() string, peers []string) *Puller {
+// NewPuller makes a puller that shows token. A nil configuration pulls unencrypted.
+func NewPuller(token string, secure *tls.Config, leader func() string, peers []string) *Puller {
 	var protocols http.Protocols
-	protocols.SetUnencryptedHTTP2(true)
-	transport := &http.Transport{
-		Protocols:       &protocols,
-		DialContext:     (&net.Dialer{Timeout: pullDial}).DialContext,
-		IdleConnTimeout: pullQuiet,
-		HTTP2:           &http.HTTP2Config{SendPingTimeout: pullPing, PingTimeout: pullPing},
+	protocols.SetHTTP2(secure != nil)
+	protocols.SetUnencryptedHTTP2(secure == nil)
+	scheme := "http://"
+	if secure != nil {
+		scheme = "https://"
 	}
-	return &Puller{client: &http.Client{Transport: transport}, token: token, leader: leader, peers: peers}
+	transport := &http.Transport{
+		Protocols:   &protocols,
+		DialContext: (&net.Dialer{Timeout: pullDial}).DialContext,
+		// Cloned: the transport adds what HTTP/2 needs to its own.
+		TLSClientConfig:     secure.Clone(),
+		TLSHandshakeTimeout: pullDial + pullPing,
+		IdleConnTimeout:     pullQuiet,
+		HTTP2:               &http.HTTP2Config{SendPingTimeout: pullPing, PingTimeout: pullPing},
+	}
+	return &Puller{client: &http.Client{Transport: transport}, token: token, scheme: scheme, leader: leader, peers: peers}
 }
 
 // Close the connections that are idle.
@@ -74,7 +84,7 @@ func (p *Puller) pull(
 ) error {
 	request := connect.NewRequest(&wire.PullRequest{Since: since})
 	request.Header().Set("Authorization", "Bearer "+p.token)
-	stream, err := wireconnect.NewTableServiceClient(p.client, "http://"+source).Pull(ctx, request)
+	stream, err := wireconnect.NewTableServiceClient(p.client, p.scheme+source).Pull(ctx, request)
 	if err != nil {
 		return err
 	}

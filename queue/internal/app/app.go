@@ -22,6 +22,7 @@ import (
 	"github.com/slimfaas/slimfaas/shared/secret"
 	"github.com/slimfaas/slimfaas/shared/serve"
 	"github.com/slimfaas/slimfaas/shared/table"
+	"github.com/slimfaas/slimfaas/shared/tlsconf"
 )
 
 const (
@@ -48,6 +49,8 @@ type Config struct {
 	DataDir    string
 	Members    []Member // the same on every node; empty: this node alone
 	SecretsDir string
+	// Insecure allows internal links without TLS on addresses that other machines reach.
+	Insecure bool
 
 	RaftAddress, APIAddress, BusAddress, RoutesAddress, AdminAddress string
 
@@ -64,6 +67,7 @@ type App struct {
 	config  Config
 	log     *slog.Logger
 	secrets secrets
+	tls     *tlsconf.Files // nil: internal links are not encrypted
 
 	bus        *bus.Server
 	node       *raftnode.Node
@@ -93,15 +97,19 @@ func New(ctx context.Context, c Config) (_ *App, err error) {
 	if err := a.readSecrets(); err != nil {
 		return nil, err
 	}
+	if err := a.openTLS(); err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
 			a.close()
 		}
 	}()
 
+	links := a.links()
 	a.bus, err = bus.Start(ctx, bus.Config{
 		Node: c.Name, ClientAddress: c.BusAddress, RoutesAddress: c.RoutesAddress, Peers: c.others(func(m Member) string { return m.RoutesAddress }),
-		RoutesPassword: a.secrets.password, Keys: a.secrets.keys, Log: a.log,
+		RoutesPassword: a.secrets.password, Keys: a.secrets.keys, ClientTLS: links.bus, RoutesTLS: links.routes, Log: a.log,
 	})
 	if err != nil {
 		return nil, err
@@ -113,7 +121,7 @@ func New(ctx context.Context, c Config) (_ *App, err error) {
 		return nil, err
 	}
 	a.node, err = raftnode.Open(raftnode.Config{
-		Name: c.Name, Members: c.raftMembers(), ListenAddress: c.RaftAddress, Dir: c.DataDir, LogKind: c.LogStore, Log: a.log,
+		Name: c.Name, Members: c.raftMembers(), ListenAddress: c.RaftAddress, TLS: a.tls, Dir: c.DataDir, LogKind: c.LogStore, Log: a.log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the raft node: %w", err)
@@ -125,14 +133,14 @@ func New(ctx context.Context, c Config) (_ *App, err error) {
 	service := api.New(api.Config{
 		Name: c.Name, Node: cluster, Dispatcher: a.dispatcher, Table: a.table, Tokens: a.secrets.tokens, MaxUnfinished: c.MaxUnfinished, Log: a.log,
 	})
-	a.follow()
+	a.follow(links.pull)
 	a.table.Changed(func(e *table.Entry) { a.dispatcher.FunctionChanged(describe(e)) })
 	a.node.OnChange(a.dispatcher.Changed)
 	a.node.OnChange(service.Changed)
 	a.node.OnLeading(a.dispatcher.Lead)
 	a.node.OnLeading(a.install)
 
-	a.api = serve.New(serve.Options{Name: "api", Handler: service.Handler(), Log: a.log, MaxStreams: maxStreams})
+	a.api = serve.New(serve.Options{Name: "api", Handler: service.Handler(), Log: a.log, MaxStreams: maxStreams, TLS: links.api})
 	if err := a.api.Listen(ctx, c.APIAddress); err != nil {
 		return nil, err
 	}
@@ -210,6 +218,9 @@ func (a *App) Run(ctx context.Context) error {
 	var plumbing, traffic group
 	plumbing.start(func(ctx context.Context) error { return a.follower.Run(ctx) })
 	plumbing.start(func(ctx context.Context) error { return a.announceSynced(ctx) })
+	if a.tls != nil {
+		plumbing.start(a.tls.Run)
+	}
 	plumbing.start(func(ctx context.Context) error { return a.admin.Run(ctx, time.Second) })
 	traffic.start(func(ctx context.Context) error { return a.api.Run(ctx, apiDrain) })
 

@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -118,8 +119,8 @@ func describe(e *table.Entry) (dispatch.Function, bool) {
 }
 
 // follow prepares the copy of the table: from the leading scaler, else from another node.
-func (a *App) follow() {
-	a.puller = api.NewPuller(a.secrets.tokens[api.RoleQueue], func() string {
+func (a *App) follow(secure *tls.Config) {
+	a.puller = api.NewPuller(a.secrets.tokens[api.RoleQueue], secure, func() string {
 		if leader := a.follower.Leader(); leader != nil {
 			return leader.GetLeaderApi()
 		}

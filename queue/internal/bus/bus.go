@@ -4,6 +4,7 @@ package bus
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -26,6 +27,7 @@ const (
 	maxClients  = 4096    // edges and scalers, with room for reconnects after a fault
 	maxSubs     = 64      // per client: fixed subjects and an inbox
 	authTimeout = 2.0     // seconds
+	tlsTimeout  = 2.0     // seconds for a handshake
 	writeLimit  = 5 * time.Second
 
 	lameDuckGrace = 100 * time.Millisecond // between the announcement and the first cut
@@ -45,7 +47,10 @@ type Config struct {
 	RoutesPassword string
 	// Keys are the public nkeys of the roles; all of them are needed.
 	Keys map[Role]string
-	Log  *slog.Logger
+	// ClientTLS and RoutesTLS are for clients and for the other nodes; nil: unencrypted. The node's own client, which uses no
+	// socket, needs none.
+	ClientTLS, RoutesTLS *tls.Config
+	Log                  *slog.Logger
 }
 
 // Server is a running node of the bus.
@@ -111,6 +116,10 @@ func (c Config) options() (*server.Options, error) {
 		LameDuckGracePeriod: lameDuckGrace,
 		LameDuckDuration:    lameDuckSpan,
 	}
+	if c.ClientTLS != nil {
+		o.TLSConfig, o.TLSTimeout = c.ClientTLS.Clone(), tlsTimeout
+		o.TLSHandshakeFirst = true // nobody is told the server's version before he has shown a certificate
+	}
 	if len(c.Peers) == 0 {
 		return o, nil
 	}
@@ -132,6 +141,9 @@ func (c Config) options() (*server.Options, error) {
 		PingInterval:   pingEvery,
 		MaxPingsOut:    pingsOut,
 		ConnectBackoff: true,
+	}
+	if c.RoutesTLS != nil {
+		o.Cluster.TLSConfig, o.Cluster.TLSTimeout = c.RoutesTLS.Clone(), tlsTimeout
 	}
 	for _, p := range c.Peers {
 		o.Routes = append(o.Routes, &url.URL{Scheme: "nats-route", Host: p, User: url.UserPassword(routesUser, c.RoutesPassword)})

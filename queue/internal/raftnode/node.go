@@ -18,6 +18,7 @@ import (
 
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
 	"github.com/slimfaas/slimfaas/queue/internal/store"
+	"github.com/slimfaas/slimfaas/shared/tlsconf"
 )
 
 // House values, in tests too.
@@ -53,6 +54,8 @@ type Config struct {
 	ListenAddress string
 	// Listener takes the place of ListenAddress; the node closes it. Nil: listen.
 	Listener net.Listener
+	// TLS between the nodes; nil: unencrypted. Each shows a certificate that carries its name.
+	TLS *tlsconf.Files
 	// Dir holds log, snapshots and state; made if absent, one process at a time.
 	Dir string
 	Log *slog.Logger

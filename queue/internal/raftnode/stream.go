@@ -2,19 +2,34 @@ package raftnode
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/slimfaas/slimfaas/shared/tlsconf"
 )
 
-// stream is how bytes travel between nodes: plain TCP here, TLS takes its place with the queue issue.
+// maxHandshakes is how many accepted connections may be in their handshake; more are closed. The nodes need a few.
+const maxHandshakes = 64
+
+// stream is how bytes travel between nodes: TCP, with TLS around it where the node has certificates. Raft itself asks nobody
+// who he is: whoever gets through here can append to the log.
 type stream struct {
 	net.Listener
 	advertise advertised
 	// life ends dials under way when the node stops; the library's interface gives no context.
 	life context.Context
+	// tls is nil on an unencrypted stream.
+	tls     *tlsconf.Files
+	members []Member
+
+	server     *tls.Config
+	handshakes atomic.Int32
 }
 
 var _ raft.StreamLayer = (*stream)(nil)
@@ -34,19 +49,73 @@ func newStream(life context.Context, config Config) (*stream, error) {
 		}
 	}
 	self, _ := config.member(config.Name)
-	return &stream{Listener: listener, advertise: advertised(self.RaftAddress), life: life}, nil
+	s := &stream{
+		Listener: listener, advertise: advertised(self.RaftAddress), life: life, tls: config.TLS, members: config.Members,
+	}
+	if s.tls != nil {
+		s.server = s.tls.Server(s.names)
+	}
+	return s, nil
+}
+
+// names of the members, of which every peer must carry one.
+func (s *stream) names() []string {
+	names := make([]string, len(s.members))
+	for i, m := range s.members {
+		names[i] = m.Name
+	}
+	return names
 }
 
 // Addr is what the others dial, not what is listened on.
 func (s *stream) Addr() net.Addr { return s.advertise }
 
-// Dial resolves the name each time: pods come back with other addresses.
+// Accept returns at once: the handshake is made by the goroutine that reads the connection, so that a peer that is slow with it
+// holds up no other.
+func (s *stream) Accept() (net.Conn, error) {
+	for {
+		conn, err := s.Listener.Accept()
+		if err != nil || s.tls == nil {
+			return conn, err
+		}
+		if s.handshakes.Add(1) > maxHandshakes {
+			s.handshakes.Add(-1)
+			_ = conn.Close()
+			continue
+		}
+		return &accepted{Conn: tls.Server(conn, s.server), stream: s}, nil
+	}
+}
+
+// Dial resolves the name each time: pods come back with other addresses. Who answers must be the member that was meant.
 func (s *stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	dialled, err := (&net.Dialer{Timeout: timeout}).DialContext(s.life, "tcp", string(address))
+	ctx, cancel := context.WithTimeout(s.life, timeout)
+	defer cancel()
+	dialled, err := (&net.Dialer{}).DialContext(ctx, "tcp", string(address))
 	if err != nil {
 		return nil, err // the library names the step
 	}
-	return &connection{Conn: dialled, forget: context.AfterFunc(s.life, func() { _ = dialled.Close() })}, nil
+	c := &connection{Conn: dialled, forget: context.AfterFunc(s.life, func() { _ = dialled.Close() })}
+	if s.tls == nil {
+		return c, nil
+	}
+	secure := tls.Client(dialled, s.tls.Client(func() []string { return s.at(address) }))
+	if err := secure.HandshakeContext(ctx); err != nil {
+		_ = c.Close()
+		return nil, fmt.Errorf("TLS with %s: %w", address, err)
+	}
+	c.Conn = secure
+	return c, nil
+}
+
+// at is the name of the member with this address; any member's when the address is not of this start's configuration.
+func (s *stream) at(address raft.ServerAddress) []string {
+	for _, m := range s.members {
+		if m.RaftAddress == string(address) {
+			return []string{m.Name}
+		}
+	}
+	return s.names()
 }
 
 // connection ends with the node's life: raft waits for its RPCs when it shuts down, and a hung peer answers none.
@@ -58,6 +127,38 @@ type connection struct {
 func (c *connection) Close() error {
 	c.forget()
 	return c.Conn.Close()
+}
+
+// accepted makes its handshake at the first Read, within ioTimeout; until then nothing it carries is looked at.
+type accepted struct {
+	*tls.Conn
+	stream *stream
+	once   sync.Once
+	failed error
+}
+
+func (a *accepted) Read(p []byte) (int, error) {
+	a.once.Do(func() {
+		defer a.stream.handshakes.Add(-1)
+		ctx, cancel := context.WithTimeout(a.stream.life, ioTimeout)
+		defer cancel()
+		if a.failed = a.HandshakeContext(ctx); a.failed != nil {
+			a.failed = fmt.Errorf("TLS with %s: %w", a.RemoteAddr(), a.failed)
+		}
+	})
+	if a.failed != nil {
+		return 0, a.failed
+	}
+	return a.Conn.Read(p)
+}
+
+// Close of a connection that was never read gives its place among the handshakes back.
+func (a *accepted) Close() error {
+	a.once.Do(func() {
+		a.stream.handshakes.Add(-1)
+		a.failed = net.ErrClosed
+	})
+	return a.Conn.Close()
 }
 
 // addresses by name from the configuration of this start: those in the log are of the first one.

@@ -28,6 +28,7 @@ import (
 	"github.com/slimfaas/slimfaas/shared/obs"
 	"github.com/slimfaas/slimfaas/shared/queueclient"
 	"github.com/slimfaas/slimfaas/shared/serve"
+	"github.com/slimfaas/slimfaas/shared/tlsconf"
 )
 
 // drainTime bounds the end of open requests of the API and of the admin listener.
@@ -43,6 +44,8 @@ type Options struct {
 	QueueAPI []string
 	BusURLs  []string
 
+	SecretsDir  string // where the certificates are, if any
+	Insecure    bool   // allows internal links without TLS that leave this machine
 	BusSeedFile string // empty: the bus asks for none
 	Token       string // this scaler's, presented to queue nodes
 	QueueToken  string // presented by queue nodes
@@ -69,6 +72,7 @@ type App struct {
 	leader       *lead.Leader
 	elector      *election.Elector
 	api, admin   *serve.Server
+	tls          *tlsconf.Files // nil: internal links are not encrypted
 	hint         chan struct{}
 	explains     chan question
 	stopping     atomic.Bool
@@ -77,6 +81,10 @@ type App struct {
 // New builds a scaler and opens its listeners; nothing runs yet.
 func New(ctx context.Context, options Options) (*App, error) {
 	a := &App{Options: options, hint: make(chan struct{}, 1), explains: make(chan question, maxQuestions)}
+	links, err := a.links()
+	if err != nil {
+		return nil, err
+	}
 	a.orchestrator = process.New(process.Options{Socket: options.ProcessSocket, Token: options.LocalToken, Log: options.Log})
 	a.fleet = fleet.New(time.Now, options.Log)
 	a.loads, a.demand = demand.NewLoads(), demand.NewQueue()
@@ -88,7 +96,7 @@ func New(ctx context.Context, options Options) (*App, error) {
 	if err := a.admin.Listen(ctx, options.AdminAddress); err != nil {
 		return nil, err
 	}
-	a.api = serve.New(serve.Options{Name: "api", Log: options.Log, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	a.api = serve.New(serve.Options{Name: "api", Log: options.Log, TLS: links.api, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		api.Handler(a.catalogue, options.QueueToken).ServeHTTP(w, r)
 	})})
 	if err := a.api.Listen(ctx, options.APIAddress); err != nil {
@@ -101,9 +109,8 @@ func New(ctx context.Context, options Options) (*App, error) {
 	}
 	a.catalogue = catalogue.New(options.Name, advertise)
 
-	var err error
-	a.queue = queueclient.New(queueclient.Options{Endpoints: options.QueueAPI, Token: options.Token, Name: options.Name, Log: options.Log})
-	a.bus, err = nc.Connect(ctx, nc.Options{URLs: options.BusURLs, Name: options.Name, Role: "scaler", SeedFile: options.BusSeedFile, Log: options.Log})
+	a.queue = queueclient.New(queueclient.Options{Endpoints: options.QueueAPI, Token: options.Token, Name: options.Name, TLS: links.queue, Log: options.Log})
+	a.bus, err = nc.Connect(ctx, nc.Options{URLs: options.BusURLs, Name: options.Name, Role: "scaler", SeedFile: options.BusSeedFile, TLS: links.queue, Log: options.Log})
 	if err != nil {
 		a.admin.Close()
 		a.api.Close()
@@ -141,6 +148,9 @@ func (a *App) Run(ctx context.Context) error {
 		})
 	}
 	keep("the admin listener", func(ctx context.Context) error { return a.admin.Run(ctx, drainTime) })
+	if a.tls != nil {
+		keep("the watch of the certificates", a.tls.Run)
+	}
 	keep("the API", func(ctx context.Context) error { return a.api.Run(ctx, drainTime) })
 	keep("the watch of the orchestrator", func(ctx context.Context) error { return a.orchestrator.Watch(ctx, a.fleet) })
 	keep("waking", a.waker.Run)

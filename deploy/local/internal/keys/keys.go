@@ -10,14 +10,31 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/nats-io/nkeys"
 
 	"github.com/slimfaas/slimfaas/shared/secret"
+	"github.com/slimfaas/slimfaas/shared/tlsconf"
 )
 
 // Local is the name of the token of this supervisor's own API.
 const Local = "token-local"
+
+const (
+	// authorityDir holds ca.crt and ca.key; no program is given it.
+	authorityDir = "authority"
+
+	authorityLife   = 10 * 365 * 24 * time.Hour
+	certificateLife = 365 * 24 * time.Hour
+)
+
+// needs are the secrets a role is given when each process has a folder of its own.
+var needs = map[string][]string{
+	"edge":   {"bus-edge.seed", "token-edge"},
+	"queue":  {"bus-queue.seed", "bus-edge.pub", "bus-queue.pub", "bus-scaler.pub", "routes.password", "token-edge", "token-queue", "token-scaler"},
+	"scaler": {"bus-scaler.seed", "token-scaler", "token-queue", Local},
+}
 
 // Make fills the folder with what is not there yet: bus keys, the route password, one token per role.
 func Make(dir string) error {
@@ -43,6 +60,45 @@ func Make(dir string) error {
 		}
 	}
 	return nil
+}
+
+// Certify gives a process of a role a folder of its own in dir: the secrets it needs, no others, and a new certificate that
+// carries role and name. The authority that issues it is made once.
+func Certify(dir, role, name string) error {
+	issuer, err := authority(filepath.Join(dir, authorityDir))
+	if err != nil {
+		return err
+	}
+	own := filepath.Join(dir, name)
+	if err := os.MkdirAll(own, 0o700); err != nil {
+		return fmt.Errorf("making the folder of %s's secrets: %w", name, err)
+	}
+	for _, file := range needs[role] {
+		value, err := secret.Read(dir, file)
+		if err != nil {
+			return err
+		}
+		if err := put(own, file, value); err != nil {
+			return err
+		}
+	}
+	return issuer.Write(own, nil, time.Now().Add(certificateLife), role, name)
+}
+
+// authority takes the one there is, unless its end is near.
+func authority(dir string) (*tlsconf.Authority, error) {
+	certFile, keyFile := filepath.Join(dir, "ca.crt"), filepath.Join(dir, "ca.key")
+	if a, err := tlsconf.LoadAuthority(certFile, keyFile); err == nil && time.Until(a.NotAfter()) > 2*certificateLife {
+		return a, nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the authority's folder: %w", err)
+	}
+	a, err := tlsconf.NewAuthority(authorityLife)
+	if err != nil {
+		return nil, err
+	}
+	return a, a.Save(certFile, keyFile)
 }
 
 // busKey makes a seed, or takes the one there is, and writes its public half.
@@ -76,12 +132,5 @@ func putSeed(dir, name string, pair nkeys.KeyPair) error {
 
 // put writes a secret whole or not at all.
 func put(dir, name, value string) error {
-	path := filepath.Join(dir, name)
-	if err := os.WriteFile(path+".new", []byte(value+"\n"), 0o600); err != nil {
-		return fmt.Errorf("writing secret %s: %w", name, err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return fmt.Errorf("putting secret %s in place: %w", name, err)
-	}
-	return nil
+	return tlsconf.Replace(filepath.Join(dir, name), []byte(value+"\n"))
 }

@@ -34,6 +34,7 @@ type Cluster struct {
 	Scalers        int
 	EntrypointPort int    // edge n listens on EntrypointPort + n
 	RaftPortBase   int    // 0: chosen free; else queue node n uses RaftPortBase + n for Raft
+	TLS            bool   // between our processes; off by default, for they listen on loopback
 	LogLevel       string // ours: debug, info, warn, error. Empty: not said
 }
 

@@ -128,6 +128,12 @@ func (r *reader) cluster(m *Manifest, n *node) {
 	c.Edges = r.number(n.get("edges"), "cluster.edges", 1, 1, maxEdges)
 	c.Scalers = r.number(n.get("scalers"), "cluster.scalers", 1, 1, maxScalers)
 	c.EntrypointPort = r.port(n.get("entrypointPort"), "cluster.entrypointPort", defaultEntrypoint)
+	if v := n.get("tls"); v != nil {
+		var err error
+		if c.TLS, err = strconv.ParseBool(strings.ToLower(v.text)); err != nil {
+			r.fail(v, "cluster.tls", "must be true or false, found %s", v.show())
+		}
+	}
 	if base := n.get("raftPortBase"); base != nil {
 		c.RaftPortBase = r.port(base, "cluster.raftPortBase", 0)
 	}

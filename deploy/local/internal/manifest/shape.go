@@ -41,12 +41,12 @@ var (
 	words = each(text)
 )
 
-// root is the whole manifest: upstream's keys, and our `edges` and `scalers` in `cluster`.
+// root is the whole manifest: upstream's keys, and our `edges`, `scalers` and `tls` in `cluster`.
 var root = object(map[string]*shape{
 	"schemaVersion": text,
 	"name":          text,
 	"cluster": object(map[string]*shape{
-		"nodes": text, "edges": text, "scalers": text, "entrypointPort": text, "nodeHttpPortBase": text, "raftPortBase": text, "nodeLogLevel": text,
+		"nodes": text, "edges": text, "scalers": text, "tls": text, "entrypointPort": text, "nodeHttpPortBase": text, "raftPortBase": text, "nodeLogLevel": text,
 	}),
 	"processPorts": object(map[string]*shape{"from": text, "to": text}),
 	"state":        object(map[string]*shape{"mode": text, "directory": text}),

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/slimfaas/slimfaas/deploy/local/internal/api"
+	"github.com/slimfaas/slimfaas/deploy/local/internal/keys"
 	"github.com/slimfaas/slimfaas/deploy/local/internal/manifest"
 	"github.com/slimfaas/slimfaas/deploy/local/internal/ports"
 	"github.com/slimfaas/slimfaas/deploy/local/internal/proc"
@@ -83,6 +84,37 @@ func (p plan) list(scheme, use string) string {
 	return strings.Join(all, ",")
 }
 
+// secrets is the folder a process is given: everybody's, or with TLS one of its own, for each has its own certificate.
+func (p plan) secrets(name string) string {
+	if p.cluster.TLS {
+		return p.state.path(filepath.Join("secrets", name))
+	}
+	return p.state.path("secrets")
+}
+
+func (p plan) scheme(plain, secure string) string {
+	if p.cluster.TLS {
+		return secure
+	}
+	return plain
+}
+
+// certify makes the folders of secrets.
+func (p plan) certify() error {
+	for _, part := range []struct {
+		role string
+		n    int
+		name func(int) string
+	}{{"queue", p.cluster.Nodes, queueName}, {"edge", p.cluster.Edges, edgeName}, {"scaler", p.cluster.Scalers, scalerName}} {
+		for i := range part.n {
+			if err := keys.Certify(p.state.path("secrets"), part.role, part.name(i)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 func (p plan) members() string {
 	all := make([]string, p.cluster.Nodes)
 	for i := range all {
@@ -98,7 +130,7 @@ func (p plan) queue(i int) proc.Spec {
 		"QUEUE_NAME": name, "QUEUE_DATA_DIR": p.state.path(name), "QUEUE_MEMBERS": p.members(),
 		"QUEUE_RAFT_ADDRESS": p.address(name, "raft"), "QUEUE_API_ADDRESS": p.address(name, "api"),
 		"QUEUE_BUS_ADDRESS": p.address(name, "bus"), "QUEUE_ROUTES_ADDRESS": p.address(name, "routes"),
-		"QUEUE_ADMIN_ADDRESS": p.address(name, "admin"), "QUEUE_SECRETS_DIR": p.state.path("secrets"),
+		"QUEUE_ADMIN_ADDRESS": p.address(name, "admin"), "QUEUE_SECRETS_DIR": p.secrets(name),
 	})
 }
 
@@ -114,7 +146,8 @@ func (p plan) edge(i int) proc.Spec {
 	}, map[string]string{
 		"EDGE_NAME": name, "EDGE_PUBLIC_ADDRESS": net.JoinHostPort(host, strconv.Itoa(p.book[name]["public"])),
 		"EDGE_INTERNAL_ADDRESS": p.address(name, "internal"), "EDGE_ADMIN_ADDRESS": p.address(name, "admin"),
-		"EDGE_QUEUE_API": p.list("http://", "api"), "EDGE_BUS_URLS": p.list("nats://", "bus"), "EDGE_SECRETS_DIR": p.state.path("secrets"),
+		"EDGE_QUEUE_API": p.list(p.scheme("http://", "https://"), "api"), "EDGE_BUS_URLS": p.list(p.scheme("nats://", "tls://"), "bus"),
+		"EDGE_SECRETS_DIR": p.secrets(name),
 	})
 }
 
@@ -122,8 +155,8 @@ func (p plan) scaler(i int) proc.Spec {
 	name := scalerName(i)
 	return p.spec(name, "scaler", nil, map[string]string{
 		"SCALER_NAME": name, "SCALER_API_ADDRESS": p.address(name, "api"), "SCALER_API_ADVERTISE": p.address(name, "api"),
-		"SCALER_ADMIN_ADDRESS": p.address(name, "admin"), "SCALER_QUEUE_API": p.list("http://", "api"),
-		"SCALER_BUS_URLS": p.list("nats://", "bus"), "SCALER_SECRETS_DIR": p.state.path("secrets"),
+		"SCALER_ADMIN_ADDRESS": p.address(name, "admin"), "SCALER_QUEUE_API": p.list(p.scheme("http://", "https://"), "api"),
+		"SCALER_BUS_URLS": p.list(p.scheme("nats://", "tls://"), "bus"), "SCALER_SECRETS_DIR": p.secrets(name),
 		"SCALER_ORCHESTRATOR": "process", "SCALER_PROCESS_SOCKET": api.SocketPath(p.state.dir),
 	})
 }

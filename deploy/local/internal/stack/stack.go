@@ -4,6 +4,7 @@ package stack
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -22,6 +23,9 @@ import (
 	"github.com/slimfaas/slimfaas/deploy/local/internal/proc"
 	"github.com/slimfaas/slimfaas/shared/secret"
 )
+
+// tlsVariable, true or false, overrides the manifest's cluster.tls.
+const tlsVariable = "SLIMFAAS_LOCAL_TLS"
 
 // Options of a run. Ready is called once a call would succeed; Hurry is closed when everything shall end at once.
 type Options struct {
@@ -64,6 +68,11 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	r := newRun(o, s, book, host)
+	if r.plan.cluster.TLS {
+		if err := r.plan.certify(); err != nil {
+			return errors.Join(err, host.Close())
+		}
+	}
 	listener, err := api.Listen(s.dir)
 	if err == nil {
 		server := api.New(api.Options{Fleet: r.fleet, Token: token, Name: o.Manifest.Name, URL: r.url, Log: o.Log})
@@ -144,9 +153,13 @@ func newRun(o Options, s state, book ports.Book, host *proc.Host) *run {
 			caller[name] = value
 		}
 	}
+	cluster := m.Cluster
+	if on, err := strconv.ParseBool(caller[tlsVariable]); err == nil {
+		cluster.TLS = on
+	}
 	r := &run{
 		o: o, host: host, url: fmt.Sprintf("http://127.0.0.1:%d", m.Cluster.EntrypointPort),
-		plan:   plan{cluster: m.Cluster, book: book, state: s, bin: o.Bin, caller: caller},
+		plan:   plan{cluster: cluster, book: book, state: s, bin: o.Bin, caller: caller},
 		ranged: ports.NewRange(m.Ports.From, m.Ports.To),
 	}
 	r.fleet = fleet.New(fleet.Options{
