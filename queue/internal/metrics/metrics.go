@@ -64,6 +64,7 @@ var (
 
 	applied    = single("slimfaas_queue_applied_index", "Raft index at which the figures of calls are true.")
 	remembered = prometheus.NewDesc("slimfaas_queue_calls", "Calls in memory.", []string{"kind"}, nil)
+	keys       = single("slimfaas_queue_idempotency_keys", "Idempotency keys remembered.")
 	sessions   = single("slimfaas_queue_sessions", "Live sessions of edges and scalers.")
 
 	leading  = single("slimfaas_queue_leader", "1 on the node that leads.")
@@ -84,7 +85,7 @@ var (
 func (Collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		accepted, redriven, succeeded, dead, cancelled, queued, running, waiting, readyItems, inFlightItems, retryItems,
-		applied, remembered, sessions, leading, term, commit, runs, granting, streams, synced,
+		applied, remembered, keys, sessions, leading, term, commit, runs, granting, streams, synced,
 		busPeers, busClients, busSlow, busDropped,
 	} {
 		out <- d
@@ -102,10 +103,11 @@ func (c Collector) Collect(out chan<- prometheus.Metric) {
 
 	var index uint64
 	var functions []fsm.FunctionCounters
-	var unfinished, finished, deadCalls, live int
+	var unfinished, finished, deadCalls, live, remembering int
 	c.sources.Node.View(func(m *fsm.Machine) {
 		index, functions = m.Applied(), m.Counters()
 		unfinished, finished, deadCalls = m.Sizes()
+		remembering = m.Keys()
 		for _, s := range m.Sessions() {
 			if !s.Vanished {
 				live++
@@ -129,6 +131,7 @@ func (c Collector) Collect(out chan<- prometheus.Metric) {
 	gauge(remembered, float64(unfinished), "unfinished")
 	gauge(remembered, float64(finished), "finished")
 	gauge(remembered, float64(deadCalls), "dead")
+	gauge(keys, float64(remembering))
 	gauge(sessions, float64(live))
 
 	stats := c.sources.Dispatcher.Stats()
