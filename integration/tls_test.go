@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/slimfaas/slimfaas/integration/cluster"
+	"github.com/slimfaas/slimfaas/integration/history"
 	"github.com/slimfaas/slimfaas/shared/tlsconf"
 )
 
@@ -150,9 +151,8 @@ func TestCertificatesRotateUnderLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var mu sync.Mutex // guards ledger
-	var ledger []attempt
-	var accepted atomic.Int64
+	var ledger history.Ledger
+	var asked, accepted atomic.Int64
 	stop := make(chan struct{})
 	var load sync.WaitGroup
 	for client := range clients {
@@ -163,15 +163,9 @@ func TestCertificatesRotateUnderLoad(t *testing.T) {
 					return
 				default:
 				}
-				mu.Lock()
-				n := len(ledger)
-				ledger = append(ledger, attempt{})
-				mu.Unlock()
-				a := enqueue(c, client%2, "work", fmt.Sprintf("%d-0", n), "&ms=5")
-				mu.Lock()
-				ledger[n] = a
-				mu.Unlock()
-				if a.outcome == "ok" {
+				a := enqueue(c, client%2, "work", fmt.Sprintf("%d-0", asked.Add(1)-1), "&ms=5")
+				ledger.Add(a)
+				if a.Outcome == history.OK {
 					accepted.Add(1)
 				}
 				pace(100 * time.Millisecond) // the client's own pace
@@ -251,7 +245,7 @@ func TestCertificatesRotateUnderLoad(t *testing.T) {
 	load.Wait()
 	mu.Lock()
 	defer mu.Unlock()
-	checkLedger(t, c, rec, "work", ledger)
+	checkLedger(t, c, rec, "work", &ledger)
 	if status, body, err := c.Get(0, "/cluster"); err != nil || status != http.StatusOK || !bytes.Contains(body, []byte("scaler-")) {
 		t.Errorf("GET /cluster: %d %s %v", status, body, err)
 	}

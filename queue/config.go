@@ -49,6 +49,8 @@ type KeepConfig struct {
 	MaxUnfinished   uint64        `env:"MAX_UNFINISHED" envDefault:"1000000" doc:"How many calls may wait or run, all functions together; over it new ones are refused (429). 0: no limit."`
 	HistoryAge      time.Duration `env:"HISTORY_AGE" envDefault:"10m" doc:"How long a succeeded or cancelled call is remembered, at least 10m."`
 	HistoryCount    uint64        `env:"HISTORY_COUNT" envDefault:"1000000" doc:"How many succeeded and cancelled calls are remembered at most; the oldest go first. 0: no limit."`
+	DeadCount       uint64        `env:"DEAD_COUNT" envDefault:"1000000" doc:"How many dead calls are kept at most, all functions together; the oldest go first. 0: no limit."`
+	MaxKeys         uint64        `env:"MAX_IDEMPOTENCY_KEYS" envDefault:"1000000" doc:"How many idempotency keys are remembered at most, each for 24h; over it calls with a new key are refused (429), and none is forgotten early. 0: no limit."`
 	DeadAge         time.Duration `env:"DEAD_AGE" envDefault:"168h" doc:"How long a dead call is kept, payload included."`
 	OrphanDeadAfter time.Duration `env:"ORPHAN_DEAD_AFTER" envDefault:"24h" doc:"How long calls of a function that is gone wait for it before they are dead."`
 }

@@ -86,9 +86,9 @@ func runNode(ctx context.Context, environ []string) error {
 		RaftAddress: c.Listen.Raft, APIAddress: c.Listen.API, BusAddress: c.Listen.Bus, RoutesAddress: c.Listen.Routes,
 		AdminAddress: c.Listen.Admin, Profile: c.Profile, LogStore: c.Node.LogStore,
 		Limits: dispatch.Limits{
-			HistoryAge: c.Keep.HistoryAge, KeepFinished: c.Keep.HistoryCount, DeadAge: c.Keep.DeadAge, OrphanDeadAge: c.Keep.OrphanDeadAfter,
+			HistoryAge: c.Keep.HistoryAge, KeepFinished: c.Keep.HistoryCount, KeepDead: c.Keep.DeadCount, DeadAge: c.Keep.DeadAge, OrphanDeadAge: c.Keep.OrphanDeadAfter,
 		},
-		MaxUnfinished: c.Keep.MaxUnfinished, Log: log,
+		MaxUnfinished: c.Keep.MaxUnfinished, MaxKeys: c.Keep.MaxKeys, Log: log,
 	})
 	if err != nil {
 		return fmt.Errorf("starting: %w", err)

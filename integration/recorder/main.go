@@ -7,6 +7,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -40,8 +41,9 @@ type Line struct {
 
 type recorder struct {
 	mu      sync.Mutex
-	file    *os.File // guarded by mu
-	seq     int      // guarded by mu
+	file    *os.File        // guarded by mu
+	seq     int             // guarded by mu
+	seen    map[string]bool // guarded by mu; keys of requests that said `first`
 	replica string
 }
 
@@ -63,6 +65,14 @@ func (r *recorder) next() int {
 	defer r.mu.Unlock()
 	r.seq++
 	return r.seq
+}
+
+func (r *recorder) first(key string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	known := r.seen[key]
+	r.seen[key] = true
+	return !known
 }
 
 func (r *recorder) ServeHTTP(w http.ResponseWriter, req *http.Request) {
@@ -89,6 +99,18 @@ func (r *recorder) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	status := http.StatusOK
 	if s, err := strconv.Atoi(q.Get("status")); err == nil {
 		status = s
+	}
+	if s, err := strconv.Atoi(q.Get("first")); err == nil && r.first(q.Get("key")) { // the first time only
+		status = s
+		if after := q.Get("after"); after != "" {
+			w.Header().Set("Retry-After", after)
+		}
+	}
+	if n, err := strconv.Atoi(q.Get("bytes")); err == nil {
+		w.Header().Set("Content-Type", "application/octet-stream")
+		w.WriteHeader(status)
+		_, _ = w.Write(bytes.Repeat([]byte{'x'}, n))
+		return
 	}
 	if n, err := strconv.Atoi(q.Get("stream")); err == nil {
 		every, _ := strconv.Atoi(q.Get("every"))
@@ -117,7 +139,7 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	r := &recorder{file: file, replica: os.Getenv("SLIMFAAS_REPLICA_INDEX")}
+	r := &recorder{seen: map[string]bool{}, file: file, replica: os.Getenv("SLIMFAAS_REPLICA_INDEX")}
 	if ms, err := strconv.Atoi(os.Getenv("START_DELAY_MS")); err == nil {
 		time.Sleep(time.Duration(ms) * time.Millisecond)
 	}

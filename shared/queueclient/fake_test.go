@@ -49,6 +49,8 @@ type fakeNode struct {
 	submit func(ctx context.Context, r *wire.SubmitRequest) (answer *wire.SubmitResponse, err error, done bool)
 	// deliver, when set, is the Deliver stream.
 	deliver func(ctx context.Context, s *connect.BidiStream[wire.DeliverUp, wire.DeliverDown]) error
+	// redrive, when set, is what the leader answers.
+	redrive func() (*wire.RedriveResponse, error)
 	// pages of Pull; nil: not synced.
 	pages []*wire.PullResponse
 
@@ -247,6 +249,17 @@ func (n *fakeNode) GetCall(_ context.Context, r *connect.Request[wire.GetCallReq
 		return connect.NewResponse(&wire.GetCallResponse{}), nil
 	}
 	return connect.NewResponse(&wire.GetCallResponse{Call: &wire.Call{Id: r.Msg.Id}}), nil
+}
+
+func (n *fakeNode) Redrive(context.Context, *connect.Request[wire.RedriveRequest]) (*connect.Response[wire.RedriveResponse], error) {
+	if !n.leads() {
+		return nil, n.refuse()
+	}
+	answer, err := n.redrive()
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(answer), nil
 }
 
 func (n *fakeNode) Deliver(ctx context.Context, s *connect.BidiStream[wire.DeliverUp, wire.DeliverDown]) error {

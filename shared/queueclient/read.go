@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -20,6 +21,20 @@ import (
 func (c *Client) GetCall(ctx context.Context, r *wire.GetCallRequest) (*wire.GetCallResponse, error) {
 	return ask(ctx, c, "reading a call", time.Duration(r.GetWaitMs())*time.Millisecond, func(ctx context.Context, n *node) (*connect.Response[wire.GetCallResponse], error) {
 		return n.queue.GetCall(ctx, connect.NewRequest(r))
+	})
+}
+
+// GetResult reads what the function answered to a call.
+func (c *Client) GetResult(ctx context.Context, r *wire.GetResultRequest) (*wire.GetResultResponse, error) {
+	return ask(ctx, c, "reading a result", 0, func(ctx context.Context, n *node) (*connect.Response[wire.GetResultResponse], error) {
+		return n.queue.GetResult(ctx, connect.NewRequest(r))
+	})
+}
+
+// ListDead reads a page of dead calls.
+func (c *Client) ListDead(ctx context.Context, r *wire.ListDeadRequest) (*wire.ListDeadResponse, error) {
+	return ask(ctx, c, "listing dead calls", 0, func(ctx context.Context, n *node) (*connect.Response[wire.ListDeadResponse], error) {
+		return n.queue.ListDead(ctx, connect.NewRequest(r))
 	})
 }
 
@@ -42,6 +57,51 @@ func (c *Client) Heartbeat(ctx context.Context, r *wire.HeartbeatRequest) (*wire
 	return ask(ctx, c, "keeping the session", 0, func(ctx context.Context, n *node) (*connect.Response[wire.HeartbeatResponse], error) {
 		return n.queue.Heartbeat(ctx, connect.NewRequest(r))
 	})
+}
+
+// manyCallsWithin bounds what is done to every dead call of a function.
+const manyCallsWithin = 60 * time.Second
+
+// Redrive puts dead calls back. It is not repeated once it was handed over, for the sake of the count: ErrUnknown then.
+func (c *Client) Redrive(ctx context.Context, r *wire.RedriveRequest) (*wire.RedriveResponse, error) {
+	return askOnce(ctx, c, "redriving dead calls", manyCallsWithin, func(ctx context.Context, n *node) (*connect.Response[wire.RedriveResponse], error) {
+		return n.queue.Redrive(ctx, connect.NewRequest(r))
+	})
+}
+
+// Purge forgets dead calls. It is not repeated once it was handed over: ErrUnknown then.
+func (c *Client) Purge(ctx context.Context, r *wire.PurgeRequest) (*wire.PurgeResponse, error) {
+	return askOnce(ctx, c, "purging dead calls", manyCallsWithin, func(ctx context.Context, n *node) (*connect.Response[wire.PurgeResponse], error) {
+		return n.queue.Purge(ctx, connect.NewRequest(r))
+	})
+}
+
+// askOnce is ask for what must not be repeated: an attempt that may have been carried out is the last.
+func askOnce[T any](ctx context.Context, c *Client, what string, patience time.Duration, call func(context.Context, *node) (*connect.Response[T], error)) (*T, error) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var broken error
+	answer, err := ask(ctx, c, what, patience, func(ctx context.Context, n *node) (*connect.Response[T], error) {
+		answer, err := call(ctx, n)
+		if err == nil || final(err) || connect.CodeOf(err) == connect.CodeInvalidArgument {
+			return answer, err
+		}
+		if _, elsewhere := notLeader(err); !elsewhere && !unsent(err) {
+			broken = err
+			stop()
+		}
+		return nil, err
+	})
+	if broken != nil {
+		return nil, fmt.Errorf("%s: %w: %w", what, ErrUnknown, broken)
+	}
+	return answer, err
+}
+
+// unsent says that no connection came about.
+func unsent(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "dial"
 }
 
 // ask carries out something that may be repeated without harm through the leader, going on from one to the next until

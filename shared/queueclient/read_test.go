@@ -3,6 +3,7 @@ package queueclient
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,6 +37,39 @@ func TestReadsFollowTheLeader(t *testing.T) {
 	}
 	if r, err := client.Cluster(within(t, 5*time.Second)); err != nil || r.GetLeader() != "queue-1" {
 		t.Errorf("%v, %v", r, err)
+	}
+}
+
+// A count is worth something only when what was counted was done once.
+func TestRedriveIsNotRepeatedOnceItWasHandedOver(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3)
+	client := c.client(t)
+	var times atomic.Int64
+	var fails atomic.Bool
+	for _, n := range c.nodes {
+		n.redrive = func() (*wire.RedriveResponse, error) {
+			times.Add(1)
+			if fails.Load() {
+				return nil, connect.NewError(connect.CodeAborted, errors.New("some of them"))
+			}
+			return &wire.RedriveResponse{Count: 3}, nil
+		}
+	}
+	redrive := func() (*wire.RedriveResponse, error) {
+		return client.Redrive(within(t, 5*time.Second), &wire.RedriveRequest{Function: "f"})
+	}
+	c.lead(c.nodes[2])
+	if r, err := redrive(); err != nil || r.GetCount() != 3 || times.Load() != 1 {
+		t.Fatalf("the leader is not the first that is asked: %v, %v, %d times", r, err, times.Load())
+	}
+	fails.Store(true)
+	if _, err := redrive(); !errors.Is(err, ErrUnknown) || errors.Is(err, ErrNotHandedOver) || times.Load() != 2 {
+		t.Errorf("broken off: %v, %d times", err, times.Load())
+	}
+	c.lead(nil)
+	if _, err := redrive(); !errors.Is(err, ErrNotHandedOver) || errors.Is(err, ErrUnknown) || times.Load() != 2 {
+		t.Errorf("without a leader: %v, %d times", err, times.Load())
 	}
 }
 

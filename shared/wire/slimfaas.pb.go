@@ -735,8 +735,11 @@ type OpResult struct {
 	Detail string                 `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"` // for people; empty with CODE_OK
 	// index is the Raft index of the entry that carried the operation: a session's id, a lock's token. 0 when nothing was committed.
 	Index uint64 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
-	// repeated is set when an accept found its own id already there: the call lives or lived, nothing was enqueued.
-	Repeated      bool `protobuf:"varint,4,opt,name=repeated,proto3" json:"repeated,omitempty"`
+	// repeated is set when an accept found its own id already there, or its idempotency key in use for the same request: the
+	// call lives or lived, nothing was enqueued. An accept whose key was used for another request is a CODE_CONFLICT.
+	Repeated bool `protobuf:"varint,4,opt,name=repeated,proto3" json:"repeated,omitempty"`
+	// id of the call that a successful accept is about: its own, or the first one under its idempotency key. Empty: its own.
+	Id            []byte `protobuf:"bytes,5,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -799,20 +802,26 @@ func (x *OpResult) GetRepeated() bool {
 	return false
 }
 
+func (x *OpResult) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
 // Accept enqueues one call. payload is a StoredRequest the queue never looks into. A payload over 256 KiB travels as a first
 // frame here and the rest in AcceptFrame operations directly behind, in the same batch; size is the whole.
 type Accept struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Id       []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // UUIDv7, 16 bytes, minted by the edge
-	Function string                 `protobuf:"bytes,2,opt,name=function,proto3" json:"function,omitempty"`
-	Payload  []byte                 `protobuf:"bytes,3,opt,name=payload,proto3" json:"payload,omitempty"`
-	Size     uint64                 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
-	// For the queue issue; a node that does not know them yet refuses the operation with CODE_INVALID when they are set.
-	DelayMs        uint64 `protobuf:"varint,5,opt,name=delay_ms,json=delayMs,proto3" json:"delay_ms,omitempty"`
-	MaxAgeMs       uint64 `protobuf:"varint,6,opt,name=max_age_ms,json=maxAgeMs,proto3" json:"max_age_ms,omitempty"`
-	KeepResultMs   uint64 `protobuf:"varint,7,opt,name=keep_result_ms,json=keepResultMs,proto3" json:"keep_result_ms,omitempty"`
-	IdempotencyKey string `protobuf:"bytes,8,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	RequestHash    []byte `protobuf:"bytes,9,opt,name=request_hash,json=requestHash,proto3" json:"request_hash,omitempty"`
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Id             []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // UUIDv7, 16 bytes, minted by the edge
+	Function       string                 `protobuf:"bytes,2,opt,name=function,proto3" json:"function,omitempty"`
+	Payload        []byte                 `protobuf:"bytes,3,opt,name=payload,proto3" json:"payload,omitempty"`
+	Size           uint64                 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
+	DelayMs        uint64                 `protobuf:"varint,5,opt,name=delay_ms,json=delayMs,proto3" json:"delay_ms,omitempty"`                     // the first try not before; 0: at once
+	MaxAgeMs       uint64                 `protobuf:"varint,6,opt,name=max_age_ms,json=maxAgeMs,proto3" json:"max_age_ms,omitempty"`                // no try begins later, the call is dead then; 0: never
+	KeepResultMs   uint64                 `protobuf:"varint,7,opt,name=keep_result_ms,json=keepResultMs,proto3" json:"keep_result_ms,omitempty"`    // what the function answers is kept so long after the end; 0: not at all
+	IdempotencyKey string                 `protobuf:"bytes,8,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"` // at most 200 bytes, per function; empty: none
+	RequestHash    []byte                 `protobuf:"bytes,9,opt,name=request_hash,json=requestHash,proto3" json:"request_hash,omitempty"`          // with a key: 16 bytes by which another request under it is told
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -2138,6 +2147,7 @@ type Grant struct {
 	MaxTries      uint32                 `protobuf:"varint,7,opt,name=max_tries,json=maxTries,proto3" json:"max_tries,omitempty"`
 	Payload       []byte                 `protobuf:"bytes,8,opt,name=payload,proto3" json:"payload,omitempty"`
 	Size          uint64                 `protobuf:"varint,9,opt,name=size,proto3" json:"size,omitempty"`
+	KeepResult    bool                   `protobuf:"varint,10,opt,name=keep_result,json=keepResult,proto3" json:"keep_result,omitempty"` // the caller asked to keep what the function answers: send it with the result
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2233,6 +2243,13 @@ func (x *Grant) GetSize() uint64 {
 		return x.Size
 	}
 	return 0
+}
+
+func (x *Grant) GetKeepResult() bool {
+	if x != nil {
+		return x.KeepResult
+	}
+	return false
 }
 
 type GrantFrame struct {
@@ -2372,6 +2389,7 @@ type TryResult struct {
 	Status        uint32                 `protobuf:"varint,4,opt,name=status,proto3" json:"status,omitempty"`
 	Error         string                 `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"`
 	RetryAfterMs  uint64                 `protobuf:"varint,6,opt,name=retry_after_ms,json=retryAfterMs,proto3" json:"retry_after_ms,omitempty"` // what the function asked for with Retry-After; 0 nothing
+	Answer        []byte                 `protobuf:"bytes,7,opt,name=answer,proto3" json:"answer,omitempty"`                                    // a StoredAnswer, when the grant asked for it and the function answered
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2446,6 +2464,13 @@ func (x *TryResult) GetRetryAfterMs() uint64 {
 		return x.RetryAfterMs
 	}
 	return 0
+}
+
+func (x *TryResult) GetAnswer() []byte {
+	if x != nil {
+		return x.Answer
+	}
+	return nil
 }
 
 // ResultAck ends the edge's holding of a call: the result is durable, or (CODE_STALE) was refused because the call has moved on.
@@ -2622,6 +2647,75 @@ func (x *StoredRequest) GetBody() []byte {
 	return nil
 }
 
+// StoredAnswer is what a function answered, as its caller can read it later. Only edges read it.
+type StoredAnswer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Status        uint32                 `protobuf:"varint,1,opt,name=status,proto3" json:"status,omitempty"`
+	Headers       []*Header              `protobuf:"bytes,2,rep,name=headers,proto3" json:"headers,omitempty"`
+	Body          []byte                 `protobuf:"bytes,3,opt,name=body,proto3" json:"body,omitempty"`
+	Omitted       string                 `protobuf:"bytes,4,opt,name=omitted,proto3" json:"omitted,omitempty"` // why there is no body, for people: larger than is kept, or broken off; empty: it is whole
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoredAnswer) Reset() {
+	*x = StoredAnswer{}
+	mi := &file_slimfaas_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoredAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoredAnswer) ProtoMessage() {}
+
+func (x *StoredAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoredAnswer.ProtoReflect.Descriptor instead.
+func (*StoredAnswer) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *StoredAnswer) GetStatus() uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+func (x *StoredAnswer) GetHeaders() []*Header {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+func (x *StoredAnswer) GetBody() []byte {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
+func (x *StoredAnswer) GetOmitted() string {
+	if x != nil {
+		return x.Omitted
+	}
+	return ""
+}
+
 type Header struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2632,7 +2726,7 @@ type Header struct {
 
 func (x *Header) Reset() {
 	*x = Header{}
-	mi := &file_slimfaas_proto_msgTypes[32]
+	mi := &file_slimfaas_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2644,7 +2738,7 @@ func (x *Header) String() string {
 func (*Header) ProtoMessage() {}
 
 func (x *Header) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[32]
+	mi := &file_slimfaas_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2657,7 +2751,7 @@ func (x *Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Header.ProtoReflect.Descriptor instead.
 func (*Header) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{32}
+	return file_slimfaas_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Header) GetName() string {
@@ -2684,7 +2778,7 @@ type GetCallRequest struct {
 
 func (x *GetCallRequest) Reset() {
 	*x = GetCallRequest{}
-	mi := &file_slimfaas_proto_msgTypes[33]
+	mi := &file_slimfaas_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2696,7 +2790,7 @@ func (x *GetCallRequest) String() string {
 func (*GetCallRequest) ProtoMessage() {}
 
 func (x *GetCallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[33]
+	mi := &file_slimfaas_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2709,7 +2803,7 @@ func (x *GetCallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCallRequest.ProtoReflect.Descriptor instead.
 func (*GetCallRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{33}
+	return file_slimfaas_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetCallRequest) GetId() []byte {
@@ -2735,7 +2829,7 @@ type GetCallResponse struct {
 
 func (x *GetCallResponse) Reset() {
 	*x = GetCallResponse{}
-	mi := &file_slimfaas_proto_msgTypes[34]
+	mi := &file_slimfaas_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2747,7 +2841,7 @@ func (x *GetCallResponse) String() string {
 func (*GetCallResponse) ProtoMessage() {}
 
 func (x *GetCallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[34]
+	mi := &file_slimfaas_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2760,7 +2854,7 @@ func (x *GetCallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCallResponse.ProtoReflect.Descriptor instead.
 func (*GetCallResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{34}
+	return file_slimfaas_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetCallResponse) GetCall() *Call {
@@ -2768,6 +2862,408 @@ func (x *GetCallResponse) GetCall() *Call {
 		return x.Call
 	}
 	return nil
+}
+
+type GetResultRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetResultRequest) Reset() {
+	*x = GetResultRequest{}
+	mi := &file_slimfaas_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetResultRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetResultRequest) ProtoMessage() {}
+
+func (x *GetResultRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetResultRequest.ProtoReflect.Descriptor instead.
+func (*GetResultRequest) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *GetResultRequest) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+type GetResultResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Call          *Call                  `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`     // absent: unknown or forgotten
+	Answer        []byte                 `protobuf:"bytes,2,opt,name=answer,proto3" json:"answer,omitempty"` // a StoredAnswer; empty: none is kept
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetResultResponse) Reset() {
+	*x = GetResultResponse{}
+	mi := &file_slimfaas_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetResultResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetResultResponse) ProtoMessage() {}
+
+func (x *GetResultResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetResultResponse.ProtoReflect.Descriptor instead.
+func (*GetResultResponse) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *GetResultResponse) GetCall() *Call {
+	if x != nil {
+		return x.Call
+	}
+	return nil
+}
+
+func (x *GetResultResponse) GetAnswer() []byte {
+	if x != nil {
+		return x.Answer
+	}
+	return nil
+}
+
+type ListDeadRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Function      string                 `protobuf:"bytes,1,opt,name=function,proto3" json:"function,omitempty"`
+	Limit         uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"` // 0: 100; at most 1000
+	After         []byte                 `protobuf:"bytes,3,opt,name=after,proto3" json:"after,omitempty"`  // id of the last call of the page before; empty: from the newest
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDeadRequest) Reset() {
+	*x = ListDeadRequest{}
+	mi := &file_slimfaas_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDeadRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDeadRequest) ProtoMessage() {}
+
+func (x *ListDeadRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDeadRequest.ProtoReflect.Descriptor instead.
+func (*ListDeadRequest) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ListDeadRequest) GetFunction() string {
+	if x != nil {
+		return x.Function
+	}
+	return ""
+}
+
+func (x *ListDeadRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListDeadRequest) GetAfter() []byte {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+// ListDeadResponse: code CODE_NOT_FOUND when `after` is not a dead call of the function any more.
+type ListDeadResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Code          Code                   `protobuf:"varint,1,opt,name=code,proto3,enum=slimfaas.v1.Code" json:"code,omitempty"`
+	Calls         []*Call                `protobuf:"bytes,2,rep,name=calls,proto3" json:"calls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDeadResponse) Reset() {
+	*x = ListDeadResponse{}
+	mi := &file_slimfaas_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDeadResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDeadResponse) ProtoMessage() {}
+
+func (x *ListDeadResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDeadResponse.ProtoReflect.Descriptor instead.
+func (*ListDeadResponse) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *ListDeadResponse) GetCode() Code {
+	if x != nil {
+		return x.Code
+	}
+	return Code_CODE_UNSPECIFIED
+}
+
+func (x *ListDeadResponse) GetCalls() []*Call {
+	if x != nil {
+		return x.Calls
+	}
+	return nil
+}
+
+// RedriveRequest: id empty is every dead call of the function.
+type RedriveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Function      string                 `protobuf:"bytes,1,opt,name=function,proto3" json:"function,omitempty"`
+	Id            []byte                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RedriveRequest) Reset() {
+	*x = RedriveRequest{}
+	mi := &file_slimfaas_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RedriveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RedriveRequest) ProtoMessage() {}
+
+func (x *RedriveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RedriveRequest.ProtoReflect.Descriptor instead.
+func (*RedriveRequest) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *RedriveRequest) GetFunction() string {
+	if x != nil {
+		return x.Function
+	}
+	return ""
+}
+
+func (x *RedriveRequest) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+type RedriveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Count         uint64                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RedriveResponse) Reset() {
+	*x = RedriveResponse{}
+	mi := &file_slimfaas_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RedriveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RedriveResponse) ProtoMessage() {}
+
+func (x *RedriveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RedriveResponse.ProtoReflect.Descriptor instead.
+func (*RedriveResponse) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *RedriveResponse) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+type PurgeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Function      string                 `protobuf:"bytes,1,opt,name=function,proto3" json:"function,omitempty"`
+	Id            []byte                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PurgeRequest) Reset() {
+	*x = PurgeRequest{}
+	mi := &file_slimfaas_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PurgeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PurgeRequest) ProtoMessage() {}
+
+func (x *PurgeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PurgeRequest.ProtoReflect.Descriptor instead.
+func (*PurgeRequest) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *PurgeRequest) GetFunction() string {
+	if x != nil {
+		return x.Function
+	}
+	return ""
+}
+
+func (x *PurgeRequest) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+type PurgeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Count         uint64                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PurgeResponse) Reset() {
+	*x = PurgeResponse{}
+	mi := &file_slimfaas_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PurgeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PurgeResponse) ProtoMessage() {}
+
+func (x *PurgeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PurgeResponse.ProtoReflect.Descriptor instead.
+func (*PurgeResponse) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *PurgeResponse) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
 }
 
 type Call struct {
@@ -2789,7 +3285,7 @@ type Call struct {
 
 func (x *Call) Reset() {
 	*x = Call{}
-	mi := &file_slimfaas_proto_msgTypes[35]
+	mi := &file_slimfaas_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2801,7 +3297,7 @@ func (x *Call) String() string {
 func (*Call) ProtoMessage() {}
 
 func (x *Call) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[35]
+	mi := &file_slimfaas_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2814,7 +3310,7 @@ func (x *Call) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Call.ProtoReflect.Descriptor instead.
 func (*Call) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{35}
+	return file_slimfaas_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Call) GetId() []byte {
@@ -2902,7 +3398,7 @@ type FactsRequest struct {
 
 func (x *FactsRequest) Reset() {
 	*x = FactsRequest{}
-	mi := &file_slimfaas_proto_msgTypes[36]
+	mi := &file_slimfaas_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2914,7 +3410,7 @@ func (x *FactsRequest) String() string {
 func (*FactsRequest) ProtoMessage() {}
 
 func (x *FactsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[36]
+	mi := &file_slimfaas_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2927,7 +3423,7 @@ func (x *FactsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FactsRequest.ProtoReflect.Descriptor instead.
 func (*FactsRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{36}
+	return file_slimfaas_proto_rawDescGZIP(), []int{45}
 }
 
 type FactsResponse struct {
@@ -2944,7 +3440,7 @@ type FactsResponse struct {
 
 func (x *FactsResponse) Reset() {
 	*x = FactsResponse{}
-	mi := &file_slimfaas_proto_msgTypes[37]
+	mi := &file_slimfaas_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2956,7 +3452,7 @@ func (x *FactsResponse) String() string {
 func (*FactsResponse) ProtoMessage() {}
 
 func (x *FactsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[37]
+	mi := &file_slimfaas_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2969,7 +3465,7 @@ func (x *FactsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FactsResponse.ProtoReflect.Descriptor instead.
 func (*FactsResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{37}
+	return file_slimfaas_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *FactsResponse) GetAppliedIndex() uint64 {
@@ -3030,7 +3526,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_slimfaas_proto_msgTypes[38]
+	mi := &file_slimfaas_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3042,7 +3538,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[38]
+	mi := &file_slimfaas_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3055,7 +3551,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{38}
+	return file_slimfaas_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Session) GetId() uint64 {
@@ -3119,7 +3615,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_slimfaas_proto_msgTypes[39]
+	mi := &file_slimfaas_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3131,7 +3627,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[39]
+	mi := &file_slimfaas_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3144,7 +3640,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{39}
+	return file_slimfaas_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Lock) GetName() string {
@@ -3185,7 +3681,7 @@ type LastActivity struct {
 
 func (x *LastActivity) Reset() {
 	*x = LastActivity{}
-	mi := &file_slimfaas_proto_msgTypes[40]
+	mi := &file_slimfaas_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3197,7 +3693,7 @@ func (x *LastActivity) String() string {
 func (*LastActivity) ProtoMessage() {}
 
 func (x *LastActivity) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[40]
+	mi := &file_slimfaas_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3210,7 +3706,7 @@ func (x *LastActivity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastActivity.ProtoReflect.Descriptor instead.
 func (*LastActivity) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{40}
+	return file_slimfaas_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *LastActivity) GetFunction() string {
@@ -3238,7 +3734,7 @@ type Override struct {
 
 func (x *Override) Reset() {
 	*x = Override{}
-	mi := &file_slimfaas_proto_msgTypes[41]
+	mi := &file_slimfaas_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3250,7 +3746,7 @@ func (x *Override) String() string {
 func (*Override) ProtoMessage() {}
 
 func (x *Override) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[41]
+	mi := &file_slimfaas_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3263,7 +3759,7 @@ func (x *Override) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Override.ProtoReflect.Descriptor instead.
 func (*Override) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{41}
+	return file_slimfaas_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Override) GetFunction() string {
@@ -3295,7 +3791,7 @@ type DemandRequest struct {
 
 func (x *DemandRequest) Reset() {
 	*x = DemandRequest{}
-	mi := &file_slimfaas_proto_msgTypes[42]
+	mi := &file_slimfaas_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3307,7 +3803,7 @@ func (x *DemandRequest) String() string {
 func (*DemandRequest) ProtoMessage() {}
 
 func (x *DemandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[42]
+	mi := &file_slimfaas_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3320,7 +3816,7 @@ func (x *DemandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemandRequest.ProtoReflect.Descriptor instead.
 func (*DemandRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{42}
+	return file_slimfaas_proto_rawDescGZIP(), []int{51}
 }
 
 type ClusterRequest struct {
@@ -3331,7 +3827,7 @@ type ClusterRequest struct {
 
 func (x *ClusterRequest) Reset() {
 	*x = ClusterRequest{}
-	mi := &file_slimfaas_proto_msgTypes[43]
+	mi := &file_slimfaas_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3343,7 +3839,7 @@ func (x *ClusterRequest) String() string {
 func (*ClusterRequest) ProtoMessage() {}
 
 func (x *ClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[43]
+	mi := &file_slimfaas_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3356,7 +3852,7 @@ func (x *ClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterRequest.ProtoReflect.Descriptor instead.
 func (*ClusterRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{43}
+	return file_slimfaas_proto_rawDescGZIP(), []int{52}
 }
 
 type ClusterResponse struct {
@@ -3375,7 +3871,7 @@ type ClusterResponse struct {
 
 func (x *ClusterResponse) Reset() {
 	*x = ClusterResponse{}
-	mi := &file_slimfaas_proto_msgTypes[44]
+	mi := &file_slimfaas_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3387,7 +3883,7 @@ func (x *ClusterResponse) String() string {
 func (*ClusterResponse) ProtoMessage() {}
 
 func (x *ClusterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[44]
+	mi := &file_slimfaas_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3400,7 +3896,7 @@ func (x *ClusterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterResponse.ProtoReflect.Descriptor instead.
 func (*ClusterResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{44}
+	return file_slimfaas_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ClusterResponse) GetNode() string {
@@ -3471,7 +3967,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_slimfaas_proto_msgTypes[45]
+	mi := &file_slimfaas_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3483,7 +3979,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[45]
+	mi := &file_slimfaas_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3496,7 +3992,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{45}
+	return file_slimfaas_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Member) GetName() string {
@@ -3538,7 +4034,7 @@ type Version struct {
 
 func (x *Version) Reset() {
 	*x = Version{}
-	mi := &file_slimfaas_proto_msgTypes[46]
+	mi := &file_slimfaas_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3550,7 +4046,7 @@ func (x *Version) String() string {
 func (*Version) ProtoMessage() {}
 
 func (x *Version) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[46]
+	mi := &file_slimfaas_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3563,7 +4059,7 @@ func (x *Version) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Version.ProtoReflect.Descriptor instead.
 func (*Version) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{46}
+	return file_slimfaas_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Version) GetEpoch() uint64 {
@@ -3598,7 +4094,7 @@ type FunctionRecord struct {
 
 func (x *FunctionRecord) Reset() {
 	*x = FunctionRecord{}
-	mi := &file_slimfaas_proto_msgTypes[47]
+	mi := &file_slimfaas_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3610,7 +4106,7 @@ func (x *FunctionRecord) String() string {
 func (*FunctionRecord) ProtoMessage() {}
 
 func (x *FunctionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[47]
+	mi := &file_slimfaas_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3623,7 +4119,7 @@ func (x *FunctionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionRecord.ProtoReflect.Descriptor instead.
 func (*FunctionRecord) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{47}
+	return file_slimfaas_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *FunctionRecord) GetName() string {
@@ -3712,7 +4208,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_slimfaas_proto_msgTypes[48]
+	mi := &file_slimfaas_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3724,7 +4220,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[48]
+	mi := &file_slimfaas_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3737,7 +4233,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{48}
+	return file_slimfaas_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Replica) GetName() string {
@@ -3807,7 +4303,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_slimfaas_proto_msgTypes[49]
+	mi := &file_slimfaas_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3819,7 +4315,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[49]
+	mi := &file_slimfaas_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3832,7 +4328,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{49}
+	return file_slimfaas_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Probe) GetKind() ProbeKind {
@@ -3872,7 +4368,7 @@ type TableDigest struct {
 
 func (x *TableDigest) Reset() {
 	*x = TableDigest{}
-	mi := &file_slimfaas_proto_msgTypes[50]
+	mi := &file_slimfaas_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3884,7 +4380,7 @@ func (x *TableDigest) String() string {
 func (*TableDigest) ProtoMessage() {}
 
 func (x *TableDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[50]
+	mi := &file_slimfaas_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3897,7 +4393,7 @@ func (x *TableDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableDigest.ProtoReflect.Descriptor instead.
 func (*TableDigest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{50}
+	return file_slimfaas_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *TableDigest) GetVersion() *Version {
@@ -3951,7 +4447,7 @@ type PullRequest struct {
 
 func (x *PullRequest) Reset() {
 	*x = PullRequest{}
-	mi := &file_slimfaas_proto_msgTypes[51]
+	mi := &file_slimfaas_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3963,7 +4459,7 @@ func (x *PullRequest) String() string {
 func (*PullRequest) ProtoMessage() {}
 
 func (x *PullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[51]
+	mi := &file_slimfaas_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3976,7 +4472,7 @@ func (x *PullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
 func (*PullRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{51}
+	return file_slimfaas_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *PullRequest) GetSince() *Version {
@@ -3997,7 +4493,7 @@ type PullResponse struct {
 
 func (x *PullResponse) Reset() {
 	*x = PullResponse{}
-	mi := &file_slimfaas_proto_msgTypes[52]
+	mi := &file_slimfaas_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4009,7 +4505,7 @@ func (x *PullResponse) String() string {
 func (*PullResponse) ProtoMessage() {}
 
 func (x *PullResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[52]
+	mi := &file_slimfaas_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4022,7 +4518,7 @@ func (x *PullResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullResponse.ProtoReflect.Descriptor instead.
 func (*PullResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{52}
+	return file_slimfaas_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *PullResponse) GetDigest() *TableDigest {
@@ -4057,7 +4553,7 @@ type Wake struct {
 
 func (x *Wake) Reset() {
 	*x = Wake{}
-	mi := &file_slimfaas_proto_msgTypes[53]
+	mi := &file_slimfaas_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4069,7 +4565,7 @@ func (x *Wake) String() string {
 func (*Wake) ProtoMessage() {}
 
 func (x *Wake) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[53]
+	mi := &file_slimfaas_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4082,7 +4578,7 @@ func (x *Wake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wake.ProtoReflect.Descriptor instead.
 func (*Wake) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{53}
+	return file_slimfaas_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Wake) GetFunctions() []string {
@@ -4111,7 +4607,7 @@ type Sighting struct {
 
 func (x *Sighting) Reset() {
 	*x = Sighting{}
-	mi := &file_slimfaas_proto_msgTypes[54]
+	mi := &file_slimfaas_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4123,7 +4619,7 @@ func (x *Sighting) String() string {
 func (*Sighting) ProtoMessage() {}
 
 func (x *Sighting) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[54]
+	mi := &file_slimfaas_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4136,7 +4632,7 @@ func (x *Sighting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sighting.ProtoReflect.Descriptor instead.
 func (*Sighting) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{54}
+	return file_slimfaas_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Sighting) GetFunction() string {
@@ -4172,7 +4668,7 @@ type RecordAnnouncement struct {
 
 func (x *RecordAnnouncement) Reset() {
 	*x = RecordAnnouncement{}
-	mi := &file_slimfaas_proto_msgTypes[55]
+	mi := &file_slimfaas_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4184,7 +4680,7 @@ func (x *RecordAnnouncement) String() string {
 func (*RecordAnnouncement) ProtoMessage() {}
 
 func (x *RecordAnnouncement) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[55]
+	mi := &file_slimfaas_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4197,7 +4693,7 @@ func (x *RecordAnnouncement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordAnnouncement.ProtoReflect.Descriptor instead.
 func (*RecordAnnouncement) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{55}
+	return file_slimfaas_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *RecordAnnouncement) GetRecord() *FunctionRecord {
@@ -4238,7 +4734,7 @@ type LoadReport struct {
 
 func (x *LoadReport) Reset() {
 	*x = LoadReport{}
-	mi := &file_slimfaas_proto_msgTypes[56]
+	mi := &file_slimfaas_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4250,7 +4746,7 @@ func (x *LoadReport) String() string {
 func (*LoadReport) ProtoMessage() {}
 
 func (x *LoadReport) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[56]
+	mi := &file_slimfaas_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4263,7 +4759,7 @@ func (x *LoadReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadReport.ProtoReflect.Descriptor instead.
 func (*LoadReport) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{56}
+	return file_slimfaas_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *LoadReport) GetEdge() string {
@@ -4338,7 +4834,7 @@ type FunctionLoad struct {
 
 func (x *FunctionLoad) Reset() {
 	*x = FunctionLoad{}
-	mi := &file_slimfaas_proto_msgTypes[57]
+	mi := &file_slimfaas_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4350,7 +4846,7 @@ func (x *FunctionLoad) String() string {
 func (*FunctionLoad) ProtoMessage() {}
 
 func (x *FunctionLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[57]
+	mi := &file_slimfaas_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4363,7 +4859,7 @@ func (x *FunctionLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionLoad.ProtoReflect.Descriptor instead.
 func (*FunctionLoad) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{57}
+	return file_slimfaas_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *FunctionLoad) GetFunction() string {
@@ -4433,7 +4929,7 @@ type DrainReport struct {
 
 func (x *DrainReport) Reset() {
 	*x = DrainReport{}
-	mi := &file_slimfaas_proto_msgTypes[58]
+	mi := &file_slimfaas_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4445,7 +4941,7 @@ func (x *DrainReport) String() string {
 func (*DrainReport) ProtoMessage() {}
 
 func (x *DrainReport) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[58]
+	mi := &file_slimfaas_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4458,7 +4954,7 @@ func (x *DrainReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainReport.ProtoReflect.Descriptor instead.
 func (*DrainReport) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{58}
+	return file_slimfaas_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *DrainReport) GetReplica() string {
@@ -4498,7 +4994,7 @@ type DemandReport struct {
 
 func (x *DemandReport) Reset() {
 	*x = DemandReport{}
-	mi := &file_slimfaas_proto_msgTypes[59]
+	mi := &file_slimfaas_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4510,7 +5006,7 @@ func (x *DemandReport) String() string {
 func (*DemandReport) ProtoMessage() {}
 
 func (x *DemandReport) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[59]
+	mi := &file_slimfaas_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4523,7 +5019,7 @@ func (x *DemandReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemandReport.ProtoReflect.Descriptor instead.
 func (*DemandReport) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{59}
+	return file_slimfaas_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *DemandReport) GetNode() string {
@@ -4590,7 +5086,7 @@ type FunctionDemand struct {
 
 func (x *FunctionDemand) Reset() {
 	*x = FunctionDemand{}
-	mi := &file_slimfaas_proto_msgTypes[60]
+	mi := &file_slimfaas_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4602,7 +5098,7 @@ func (x *FunctionDemand) String() string {
 func (*FunctionDemand) ProtoMessage() {}
 
 func (x *FunctionDemand) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[60]
+	mi := &file_slimfaas_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4615,7 +5111,7 @@ func (x *FunctionDemand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionDemand.ProtoReflect.Descriptor instead.
 func (*FunctionDemand) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{60}
+	return file_slimfaas_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *FunctionDemand) GetFunction() string {
@@ -4677,7 +5173,7 @@ type FactsChanged struct {
 
 func (x *FactsChanged) Reset() {
 	*x = FactsChanged{}
-	mi := &file_slimfaas_proto_msgTypes[61]
+	mi := &file_slimfaas_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4689,7 +5185,7 @@ func (x *FactsChanged) String() string {
 func (*FactsChanged) ProtoMessage() {}
 
 func (x *FactsChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[61]
+	mi := &file_slimfaas_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4702,7 +5198,7 @@ func (x *FactsChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FactsChanged.ProtoReflect.Descriptor instead.
 func (*FactsChanged) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{61}
+	return file_slimfaas_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *FactsChanged) GetIndex() uint64 {
@@ -4722,7 +5218,7 @@ type TableAsk struct {
 
 func (x *TableAsk) Reset() {
 	*x = TableAsk{}
-	mi := &file_slimfaas_proto_msgTypes[62]
+	mi := &file_slimfaas_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4734,7 +5230,7 @@ func (x *TableAsk) String() string {
 func (*TableAsk) ProtoMessage() {}
 
 func (x *TableAsk) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[62]
+	mi := &file_slimfaas_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4747,7 +5243,7 @@ func (x *TableAsk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableAsk.ProtoReflect.Descriptor instead.
 func (*TableAsk) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{62}
+	return file_slimfaas_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *TableAsk) GetScaler() string {
@@ -4766,7 +5262,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_slimfaas_proto_msgTypes[63]
+	mi := &file_slimfaas_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4778,7 +5274,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[63]
+	mi := &file_slimfaas_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4791,7 +5287,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{63}
+	return file_slimfaas_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ExplainRequest) GetFunction() string {
@@ -4812,7 +5308,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_slimfaas_proto_msgTypes[64]
+	mi := &file_slimfaas_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4824,7 +5320,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[64]
+	mi := &file_slimfaas_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4837,7 +5333,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{64}
+	return file_slimfaas_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ExplainResponse) GetFound() bool {
@@ -4868,7 +5364,7 @@ type EventShare struct {
 
 func (x *EventShare) Reset() {
 	*x = EventShare{}
-	mi := &file_slimfaas_proto_msgTypes[65]
+	mi := &file_slimfaas_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4880,7 +5376,7 @@ func (x *EventShare) String() string {
 func (*EventShare) ProtoMessage() {}
 
 func (x *EventShare) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[65]
+	mi := &file_slimfaas_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4893,7 +5389,7 @@ func (x *EventShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventShare.ProtoReflect.Descriptor instead.
 func (*EventShare) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{65}
+	return file_slimfaas_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *EventShare) GetPublishId() []byte {
@@ -4946,7 +5442,7 @@ type EventTarget struct {
 
 func (x *EventTarget) Reset() {
 	*x = EventTarget{}
-	mi := &file_slimfaas_proto_msgTypes[66]
+	mi := &file_slimfaas_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4958,7 +5454,7 @@ func (x *EventTarget) String() string {
 func (*EventTarget) ProtoMessage() {}
 
 func (x *EventTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[66]
+	mi := &file_slimfaas_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4971,7 +5467,7 @@ func (x *EventTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventTarget.ProtoReflect.Descriptor instead.
 func (*EventTarget) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{66}
+	return file_slimfaas_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *EventTarget) GetFunction() string {
@@ -5034,7 +5530,7 @@ type EventShareAck struct {
 
 func (x *EventShareAck) Reset() {
 	*x = EventShareAck{}
-	mi := &file_slimfaas_proto_msgTypes[67]
+	mi := &file_slimfaas_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5046,7 +5542,7 @@ func (x *EventShareAck) String() string {
 func (*EventShareAck) ProtoMessage() {}
 
 func (x *EventShareAck) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[67]
+	mi := &file_slimfaas_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5059,7 +5555,7 @@ func (x *EventShareAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventShareAck.ProtoReflect.Descriptor instead.
 func (*EventShareAck) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{67}
+	return file_slimfaas_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *EventShareAck) GetPublishId() []byte {
@@ -5095,7 +5591,7 @@ type EventShareResult struct {
 
 func (x *EventShareResult) Reset() {
 	*x = EventShareResult{}
-	mi := &file_slimfaas_proto_msgTypes[68]
+	mi := &file_slimfaas_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5107,7 +5603,7 @@ func (x *EventShareResult) String() string {
 func (*EventShareResult) ProtoMessage() {}
 
 func (x *EventShareResult) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[68]
+	mi := &file_slimfaas_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5120,7 +5616,7 @@ func (x *EventShareResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventShareResult.ProtoReflect.Descriptor instead.
 func (*EventShareResult) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{68}
+	return file_slimfaas_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *EventShareResult) GetPublishId() []byte {
@@ -5165,7 +5661,7 @@ type EventResult struct {
 
 func (x *EventResult) Reset() {
 	*x = EventResult{}
-	mi := &file_slimfaas_proto_msgTypes[69]
+	mi := &file_slimfaas_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5177,7 +5673,7 @@ func (x *EventResult) String() string {
 func (*EventResult) ProtoMessage() {}
 
 func (x *EventResult) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[69]
+	mi := &file_slimfaas_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5190,7 +5686,7 @@ func (x *EventResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventResult.ProtoReflect.Descriptor instead.
 func (*EventResult) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{69}
+	return file_slimfaas_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *EventResult) GetFunction() string {
@@ -5261,12 +5757,13 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\x0frecord_activity\x18\t \x01(\v2\x1b.slimfaas.v1.RecordActivityH\x00R\x0erecordActivity\x124\n" +
 	"\tset_scale\x18\n" +
 	" \x01(\v2\x15.slimfaas.v1.SetScaleH\x00R\bsetScaleB\x04\n" +
-	"\x02op\"{\n" +
+	"\x02op\"\x8b\x01\n" +
 	"\bOpResult\x12%\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x11.slimfaas.v1.CodeR\x04code\x12\x16\n" +
 	"\x06detail\x18\x02 \x01(\tR\x06detail\x12\x14\n" +
 	"\x05index\x18\x03 \x01(\x04R\x05index\x12\x1a\n" +
-	"\brepeated\x18\x04 \x01(\bR\brepeated\"\x8d\x02\n" +
+	"\brepeated\x18\x04 \x01(\bR\brepeated\x12\x0e\n" +
+	"\x02id\x18\x05 \x01(\fR\x02id\"\x8d\x02\n" +
 	"\x06Accept\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x1a\n" +
 	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x18\n" +
@@ -5354,7 +5851,7 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\aWelcome\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x15\n" +
 	"\x06ttl_ms\x18\x02 \x01(\x04R\x05ttlMs\x12\x12\n" +
-	"\x04node\x18\x03 \x01(\tR\x04node\"\xee\x01\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\"\x8f\x02\n" +
 	"\x05Grant\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x1a\n" +
 	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x14\n" +
@@ -5366,7 +5863,10 @@ const file_slimfaas_proto_rawDesc = "" +
 	"try_number\x18\x06 \x01(\rR\ttryNumber\x12\x1b\n" +
 	"\tmax_tries\x18\a \x01(\rR\bmaxTries\x12\x18\n" +
 	"\apayload\x18\b \x01(\fR\apayload\x12\x12\n" +
-	"\x04size\x18\t \x01(\x04R\x04size\"^\n" +
+	"\x04size\x18\t \x01(\x04R\x04size\x12\x1f\n" +
+	"\vkeep_result\x18\n" +
+	" \x01(\bR\n" +
+	"keepResult\"^\n" +
 	"\n" +
 	"GrantFrame\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
@@ -5376,14 +5876,15 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\bWithdraw\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
 	"\x05fence\x18\x02 \x01(\x04R\x05fence\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xb8\x01\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xd0\x01\n" +
 	"\tTryResult\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
 	"\x05fence\x18\x02 \x01(\x04R\x05fence\x121\n" +
 	"\aoutcome\x18\x03 \x01(\x0e2\x17.slimfaas.v1.TryOutcomeR\aoutcome\x12\x16\n" +
 	"\x06status\x18\x04 \x01(\rR\x06status\x12\x14\n" +
 	"\x05error\x18\x05 \x01(\tR\x05error\x12$\n" +
-	"\x0eretry_after_ms\x18\x06 \x01(\x04R\fretryAfterMs\"X\n" +
+	"\x0eretry_after_ms\x18\x06 \x01(\x04R\fretryAfterMs\x12\x16\n" +
+	"\x06answer\x18\a \x01(\fR\x06answer\"X\n" +
 	"\tResultAck\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
 	"\x05fence\x18\x02 \x01(\x04R\x05fence\x12%\n" +
@@ -5395,7 +5896,12 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
 	"\x05query\x18\x03 \x01(\tR\x05query\x12-\n" +
 	"\aheaders\x18\x04 \x03(\v2\x13.slimfaas.v1.HeaderR\aheaders\x12\x12\n" +
-	"\x04body\x18\x05 \x01(\fR\x04body\"4\n" +
+	"\x04body\x18\x05 \x01(\fR\x04body\"\x83\x01\n" +
+	"\fStoredAnswer\x12\x16\n" +
+	"\x06status\x18\x01 \x01(\rR\x06status\x12-\n" +
+	"\aheaders\x18\x02 \x03(\v2\x13.slimfaas.v1.HeaderR\aheaders\x12\x12\n" +
+	"\x04body\x18\x03 \x01(\fR\x04body\x12\x18\n" +
+	"\aomitted\x18\x04 \x01(\tR\aomitted\"4\n" +
 	"\x06Header\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06values\x18\x02 \x03(\tR\x06values\"9\n" +
@@ -5403,7 +5909,29 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x17\n" +
 	"\await_ms\x18\x02 \x01(\x04R\x06waitMs\"8\n" +
 	"\x0fGetCallResponse\x12%\n" +
-	"\x04call\x18\x01 \x01(\v2\x11.slimfaas.v1.CallR\x04call\"\xf8\x02\n" +
+	"\x04call\x18\x01 \x01(\v2\x11.slimfaas.v1.CallR\x04call\"\"\n" +
+	"\x10GetResultRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\"R\n" +
+	"\x11GetResultResponse\x12%\n" +
+	"\x04call\x18\x01 \x01(\v2\x11.slimfaas.v1.CallR\x04call\x12\x16\n" +
+	"\x06answer\x18\x02 \x01(\fR\x06answer\"Y\n" +
+	"\x0fListDeadRequest\x12\x1a\n" +
+	"\bfunction\x18\x01 \x01(\tR\bfunction\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\x12\x14\n" +
+	"\x05after\x18\x03 \x01(\fR\x05after\"b\n" +
+	"\x10ListDeadResponse\x12%\n" +
+	"\x04code\x18\x01 \x01(\x0e2\x11.slimfaas.v1.CodeR\x04code\x12'\n" +
+	"\x05calls\x18\x02 \x03(\v2\x11.slimfaas.v1.CallR\x05calls\"<\n" +
+	"\x0eRedriveRequest\x12\x1a\n" +
+	"\bfunction\x18\x01 \x01(\tR\bfunction\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\fR\x02id\"'\n" +
+	"\x0fRedriveResponse\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\x04R\x05count\":\n" +
+	"\fPurgeRequest\x12\x1a\n" +
+	"\bfunction\x18\x01 \x01(\tR\bfunction\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\fR\x02id\"%\n" +
+	"\rPurgeResponse\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\x04R\x05count\"\xf8\x02\n" +
 	"\x04Call\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x1a\n" +
 	"\bfunction\x18\x02 \x01(\tR\bfunction\x12,\n" +
@@ -5650,12 +6178,16 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\x16PROBE_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fPROBE_KIND_NONE\x10\x01\x12\x13\n" +
 	"\x0fPROBE_KIND_HTTP\x10\x02\x12\x12\n" +
-	"\x0ePROBE_KIND_TCP\x10\x032\xeb\x03\n" +
+	"\x0ePROBE_KIND_TCP\x10\x032\x86\x06\n" +
 	"\fQueueService\x12A\n" +
 	"\x06Submit\x12\x1a.slimfaas.v1.SubmitRequest\x1a\x1b.slimfaas.v1.SubmitResponse\x12?\n" +
 	"\aDeliver\x12\x16.slimfaas.v1.DeliverUp\x1a\x18.slimfaas.v1.DeliverDown(\x010\x01\x12J\n" +
 	"\tHeartbeat\x12\x1d.slimfaas.v1.HeartbeatRequest\x1a\x1e.slimfaas.v1.HeartbeatResponse\x12D\n" +
-	"\aGetCall\x12\x1b.slimfaas.v1.GetCallRequest\x1a\x1c.slimfaas.v1.GetCallResponse\x12>\n" +
+	"\aGetCall\x12\x1b.slimfaas.v1.GetCallRequest\x1a\x1c.slimfaas.v1.GetCallResponse\x12J\n" +
+	"\tGetResult\x12\x1d.slimfaas.v1.GetResultRequest\x1a\x1e.slimfaas.v1.GetResultResponse\x12G\n" +
+	"\bListDead\x12\x1c.slimfaas.v1.ListDeadRequest\x1a\x1d.slimfaas.v1.ListDeadResponse\x12D\n" +
+	"\aRedrive\x12\x1b.slimfaas.v1.RedriveRequest\x1a\x1c.slimfaas.v1.RedriveResponse\x12>\n" +
+	"\x05Purge\x12\x19.slimfaas.v1.PurgeRequest\x1a\x1a.slimfaas.v1.PurgeResponse\x12>\n" +
 	"\x05Facts\x12\x19.slimfaas.v1.FactsRequest\x1a\x1a.slimfaas.v1.FactsResponse\x12?\n" +
 	"\x06Demand\x12\x1a.slimfaas.v1.DemandRequest\x1a\x19.slimfaas.v1.DemandReport\x12D\n" +
 	"\aCluster\x12\x1b.slimfaas.v1.ClusterRequest\x1a\x1c.slimfaas.v1.ClusterResponse2M\n" +
@@ -5675,7 +6207,7 @@ func file_slimfaas_proto_rawDescGZIP() []byte {
 }
 
 var file_slimfaas_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_slimfaas_proto_msgTypes = make([]protoimpl.MessageInfo, 70)
+var file_slimfaas_proto_msgTypes = make([]protoimpl.MessageInfo, 79)
 var file_slimfaas_proto_goTypes = []any{
 	(Code)(0),                  // 0: slimfaas.v1.Code
 	(SessionKind)(0),           // 1: slimfaas.v1.SessionKind
@@ -5715,44 +6247,53 @@ var file_slimfaas_proto_goTypes = []any{
 	(*ResultAck)(nil),          // 35: slimfaas.v1.ResultAck
 	(*ListHeld)(nil),           // 36: slimfaas.v1.ListHeld
 	(*StoredRequest)(nil),      // 37: slimfaas.v1.StoredRequest
-	(*Header)(nil),             // 38: slimfaas.v1.Header
-	(*GetCallRequest)(nil),     // 39: slimfaas.v1.GetCallRequest
-	(*GetCallResponse)(nil),    // 40: slimfaas.v1.GetCallResponse
-	(*Call)(nil),               // 41: slimfaas.v1.Call
-	(*FactsRequest)(nil),       // 42: slimfaas.v1.FactsRequest
-	(*FactsResponse)(nil),      // 43: slimfaas.v1.FactsResponse
-	(*Session)(nil),            // 44: slimfaas.v1.Session
-	(*Lock)(nil),               // 45: slimfaas.v1.Lock
-	(*LastActivity)(nil),       // 46: slimfaas.v1.LastActivity
-	(*Override)(nil),           // 47: slimfaas.v1.Override
-	(*DemandRequest)(nil),      // 48: slimfaas.v1.DemandRequest
-	(*ClusterRequest)(nil),     // 49: slimfaas.v1.ClusterRequest
-	(*ClusterResponse)(nil),    // 50: slimfaas.v1.ClusterResponse
-	(*Member)(nil),             // 51: slimfaas.v1.Member
-	(*Version)(nil),            // 52: slimfaas.v1.Version
-	(*FunctionRecord)(nil),     // 53: slimfaas.v1.FunctionRecord
-	(*Replica)(nil),            // 54: slimfaas.v1.Replica
-	(*Probe)(nil),              // 55: slimfaas.v1.Probe
-	(*TableDigest)(nil),        // 56: slimfaas.v1.TableDigest
-	(*PullRequest)(nil),        // 57: slimfaas.v1.PullRequest
-	(*PullResponse)(nil),       // 58: slimfaas.v1.PullResponse
-	(*Wake)(nil),               // 59: slimfaas.v1.Wake
-	(*Sighting)(nil),           // 60: slimfaas.v1.Sighting
-	(*RecordAnnouncement)(nil), // 61: slimfaas.v1.RecordAnnouncement
-	(*LoadReport)(nil),         // 62: slimfaas.v1.LoadReport
-	(*FunctionLoad)(nil),       // 63: slimfaas.v1.FunctionLoad
-	(*DrainReport)(nil),        // 64: slimfaas.v1.DrainReport
-	(*DemandReport)(nil),       // 65: slimfaas.v1.DemandReport
-	(*FunctionDemand)(nil),     // 66: slimfaas.v1.FunctionDemand
-	(*FactsChanged)(nil),       // 67: slimfaas.v1.FactsChanged
-	(*TableAsk)(nil),           // 68: slimfaas.v1.TableAsk
-	(*ExplainRequest)(nil),     // 69: slimfaas.v1.ExplainRequest
-	(*ExplainResponse)(nil),    // 70: slimfaas.v1.ExplainResponse
-	(*EventShare)(nil),         // 71: slimfaas.v1.EventShare
-	(*EventTarget)(nil),        // 72: slimfaas.v1.EventTarget
-	(*EventShareAck)(nil),      // 73: slimfaas.v1.EventShareAck
-	(*EventShareResult)(nil),   // 74: slimfaas.v1.EventShareResult
-	(*EventResult)(nil),        // 75: slimfaas.v1.EventResult
+	(*StoredAnswer)(nil),       // 38: slimfaas.v1.StoredAnswer
+	(*Header)(nil),             // 39: slimfaas.v1.Header
+	(*GetCallRequest)(nil),     // 40: slimfaas.v1.GetCallRequest
+	(*GetCallResponse)(nil),    // 41: slimfaas.v1.GetCallResponse
+	(*GetResultRequest)(nil),   // 42: slimfaas.v1.GetResultRequest
+	(*GetResultResponse)(nil),  // 43: slimfaas.v1.GetResultResponse
+	(*ListDeadRequest)(nil),    // 44: slimfaas.v1.ListDeadRequest
+	(*ListDeadResponse)(nil),   // 45: slimfaas.v1.ListDeadResponse
+	(*RedriveRequest)(nil),     // 46: slimfaas.v1.RedriveRequest
+	(*RedriveResponse)(nil),    // 47: slimfaas.v1.RedriveResponse
+	(*PurgeRequest)(nil),       // 48: slimfaas.v1.PurgeRequest
+	(*PurgeResponse)(nil),      // 49: slimfaas.v1.PurgeResponse
+	(*Call)(nil),               // 50: slimfaas.v1.Call
+	(*FactsRequest)(nil),       // 51: slimfaas.v1.FactsRequest
+	(*FactsResponse)(nil),      // 52: slimfaas.v1.FactsResponse
+	(*Session)(nil),            // 53: slimfaas.v1.Session
+	(*Lock)(nil),               // 54: slimfaas.v1.Lock
+	(*LastActivity)(nil),       // 55: slimfaas.v1.LastActivity
+	(*Override)(nil),           // 56: slimfaas.v1.Override
+	(*DemandRequest)(nil),      // 57: slimfaas.v1.DemandRequest
+	(*ClusterRequest)(nil),     // 58: slimfaas.v1.ClusterRequest
+	(*ClusterResponse)(nil),    // 59: slimfaas.v1.ClusterResponse
+	(*Member)(nil),             // 60: slimfaas.v1.Member
+	(*Version)(nil),            // 61: slimfaas.v1.Version
+	(*FunctionRecord)(nil),     // 62: slimfaas.v1.FunctionRecord
+	(*Replica)(nil),            // 63: slimfaas.v1.Replica
+	(*Probe)(nil),              // 64: slimfaas.v1.Probe
+	(*TableDigest)(nil),        // 65: slimfaas.v1.TableDigest
+	(*PullRequest)(nil),        // 66: slimfaas.v1.PullRequest
+	(*PullResponse)(nil),       // 67: slimfaas.v1.PullResponse
+	(*Wake)(nil),               // 68: slimfaas.v1.Wake
+	(*Sighting)(nil),           // 69: slimfaas.v1.Sighting
+	(*RecordAnnouncement)(nil), // 70: slimfaas.v1.RecordAnnouncement
+	(*LoadReport)(nil),         // 71: slimfaas.v1.LoadReport
+	(*FunctionLoad)(nil),       // 72: slimfaas.v1.FunctionLoad
+	(*DrainReport)(nil),        // 73: slimfaas.v1.DrainReport
+	(*DemandReport)(nil),       // 74: slimfaas.v1.DemandReport
+	(*FunctionDemand)(nil),     // 75: slimfaas.v1.FunctionDemand
+	(*FactsChanged)(nil),       // 76: slimfaas.v1.FactsChanged
+	(*TableAsk)(nil),           // 77: slimfaas.v1.TableAsk
+	(*ExplainRequest)(nil),     // 78: slimfaas.v1.ExplainRequest
+	(*ExplainResponse)(nil),    // 79: slimfaas.v1.ExplainResponse
+	(*EventShare)(nil),         // 80: slimfaas.v1.EventShare
+	(*EventTarget)(nil),        // 81: slimfaas.v1.EventTarget
+	(*EventShareAck)(nil),      // 82: slimfaas.v1.EventShareAck
+	(*EventShareResult)(nil),   // 83: slimfaas.v1.EventShareResult
+	(*EventResult)(nil),        // 84: slimfaas.v1.EventResult
 }
 var file_slimfaas_proto_depIdxs = []int32{
 	9,  // 0: slimfaas.v1.SubmitRequest.ops:type_name -> slimfaas.v1.Op
@@ -5787,55 +6328,67 @@ var file_slimfaas_proto_depIdxs = []int32{
 	28, // 29: slimfaas.v1.HeldHeartbeat.held:type_name -> slimfaas.v1.Held
 	2,  // 30: slimfaas.v1.TryResult.outcome:type_name -> slimfaas.v1.TryOutcome
 	0,  // 31: slimfaas.v1.ResultAck.code:type_name -> slimfaas.v1.Code
-	38, // 32: slimfaas.v1.StoredRequest.headers:type_name -> slimfaas.v1.Header
-	41, // 33: slimfaas.v1.GetCallResponse.call:type_name -> slimfaas.v1.Call
-	3,  // 34: slimfaas.v1.Call.state:type_name -> slimfaas.v1.CallState
-	44, // 35: slimfaas.v1.FactsResponse.sessions:type_name -> slimfaas.v1.Session
-	45, // 36: slimfaas.v1.FactsResponse.locks:type_name -> slimfaas.v1.Lock
-	46, // 37: slimfaas.v1.FactsResponse.history:type_name -> slimfaas.v1.LastActivity
-	47, // 38: slimfaas.v1.FactsResponse.overrides:type_name -> slimfaas.v1.Override
-	1,  // 39: slimfaas.v1.Session.kind:type_name -> slimfaas.v1.SessionKind
-	51, // 40: slimfaas.v1.ClusterResponse.members:type_name -> slimfaas.v1.Member
-	52, // 41: slimfaas.v1.FunctionRecord.version:type_name -> slimfaas.v1.Version
-	54, // 42: slimfaas.v1.FunctionRecord.replicas:type_name -> slimfaas.v1.Replica
-	4,  // 43: slimfaas.v1.Replica.state:type_name -> slimfaas.v1.ReplicaState
-	55, // 44: slimfaas.v1.Replica.probe:type_name -> slimfaas.v1.Probe
-	5,  // 45: slimfaas.v1.Probe.kind:type_name -> slimfaas.v1.ProbeKind
-	52, // 46: slimfaas.v1.TableDigest.version:type_name -> slimfaas.v1.Version
-	52, // 47: slimfaas.v1.PullRequest.since:type_name -> slimfaas.v1.Version
-	56, // 48: slimfaas.v1.PullResponse.digest:type_name -> slimfaas.v1.TableDigest
-	53, // 49: slimfaas.v1.PullResponse.records:type_name -> slimfaas.v1.FunctionRecord
-	54, // 50: slimfaas.v1.Sighting.replica:type_name -> slimfaas.v1.Replica
-	53, // 51: slimfaas.v1.RecordAnnouncement.record:type_name -> slimfaas.v1.FunctionRecord
-	52, // 52: slimfaas.v1.RecordAnnouncement.version:type_name -> slimfaas.v1.Version
-	63, // 53: slimfaas.v1.LoadReport.functions:type_name -> slimfaas.v1.FunctionLoad
-	64, // 54: slimfaas.v1.FunctionLoad.draining:type_name -> slimfaas.v1.DrainReport
-	52, // 55: slimfaas.v1.DrainReport.version:type_name -> slimfaas.v1.Version
-	66, // 56: slimfaas.v1.DemandReport.functions:type_name -> slimfaas.v1.FunctionDemand
-	37, // 57: slimfaas.v1.EventShare.request:type_name -> slimfaas.v1.StoredRequest
-	72, // 58: slimfaas.v1.EventShare.targets:type_name -> slimfaas.v1.EventTarget
-	75, // 59: slimfaas.v1.EventShareResult.results:type_name -> slimfaas.v1.EventResult
-	7,  // 60: slimfaas.v1.QueueService.Submit:input_type -> slimfaas.v1.SubmitRequest
-	24, // 61: slimfaas.v1.QueueService.Deliver:input_type -> slimfaas.v1.DeliverUp
-	22, // 62: slimfaas.v1.QueueService.Heartbeat:input_type -> slimfaas.v1.HeartbeatRequest
-	39, // 63: slimfaas.v1.QueueService.GetCall:input_type -> slimfaas.v1.GetCallRequest
-	42, // 64: slimfaas.v1.QueueService.Facts:input_type -> slimfaas.v1.FactsRequest
-	48, // 65: slimfaas.v1.QueueService.Demand:input_type -> slimfaas.v1.DemandRequest
-	49, // 66: slimfaas.v1.QueueService.Cluster:input_type -> slimfaas.v1.ClusterRequest
-	57, // 67: slimfaas.v1.TableService.Pull:input_type -> slimfaas.v1.PullRequest
-	8,  // 68: slimfaas.v1.QueueService.Submit:output_type -> slimfaas.v1.SubmitResponse
-	25, // 69: slimfaas.v1.QueueService.Deliver:output_type -> slimfaas.v1.DeliverDown
-	23, // 70: slimfaas.v1.QueueService.Heartbeat:output_type -> slimfaas.v1.HeartbeatResponse
-	40, // 71: slimfaas.v1.QueueService.GetCall:output_type -> slimfaas.v1.GetCallResponse
-	43, // 72: slimfaas.v1.QueueService.Facts:output_type -> slimfaas.v1.FactsResponse
-	65, // 73: slimfaas.v1.QueueService.Demand:output_type -> slimfaas.v1.DemandReport
-	50, // 74: slimfaas.v1.QueueService.Cluster:output_type -> slimfaas.v1.ClusterResponse
-	58, // 75: slimfaas.v1.TableService.Pull:output_type -> slimfaas.v1.PullResponse
-	68, // [68:76] is the sub-list for method output_type
-	60, // [60:68] is the sub-list for method input_type
-	60, // [60:60] is the sub-list for extension type_name
-	60, // [60:60] is the sub-list for extension extendee
-	0,  // [0:60] is the sub-list for field type_name
+	39, // 32: slimfaas.v1.StoredRequest.headers:type_name -> slimfaas.v1.Header
+	39, // 33: slimfaas.v1.StoredAnswer.headers:type_name -> slimfaas.v1.Header
+	50, // 34: slimfaas.v1.GetCallResponse.call:type_name -> slimfaas.v1.Call
+	50, // 35: slimfaas.v1.GetResultResponse.call:type_name -> slimfaas.v1.Call
+	0,  // 36: slimfaas.v1.ListDeadResponse.code:type_name -> slimfaas.v1.Code
+	50, // 37: slimfaas.v1.ListDeadResponse.calls:type_name -> slimfaas.v1.Call
+	3,  // 38: slimfaas.v1.Call.state:type_name -> slimfaas.v1.CallState
+	53, // 39: slimfaas.v1.FactsResponse.sessions:type_name -> slimfaas.v1.Session
+	54, // 40: slimfaas.v1.FactsResponse.locks:type_name -> slimfaas.v1.Lock
+	55, // 41: slimfaas.v1.FactsResponse.history:type_name -> slimfaas.v1.LastActivity
+	56, // 42: slimfaas.v1.FactsResponse.overrides:type_name -> slimfaas.v1.Override
+	1,  // 43: slimfaas.v1.Session.kind:type_name -> slimfaas.v1.SessionKind
+	60, // 44: slimfaas.v1.ClusterResponse.members:type_name -> slimfaas.v1.Member
+	61, // 45: slimfaas.v1.FunctionRecord.version:type_name -> slimfaas.v1.Version
+	63, // 46: slimfaas.v1.FunctionRecord.replicas:type_name -> slimfaas.v1.Replica
+	4,  // 47: slimfaas.v1.Replica.state:type_name -> slimfaas.v1.ReplicaState
+	64, // 48: slimfaas.v1.Replica.probe:type_name -> slimfaas.v1.Probe
+	5,  // 49: slimfaas.v1.Probe.kind:type_name -> slimfaas.v1.ProbeKind
+	61, // 50: slimfaas.v1.TableDigest.version:type_name -> slimfaas.v1.Version
+	61, // 51: slimfaas.v1.PullRequest.since:type_name -> slimfaas.v1.Version
+	65, // 52: slimfaas.v1.PullResponse.digest:type_name -> slimfaas.v1.TableDigest
+	62, // 53: slimfaas.v1.PullResponse.records:type_name -> slimfaas.v1.FunctionRecord
+	63, // 54: slimfaas.v1.Sighting.replica:type_name -> slimfaas.v1.Replica
+	62, // 55: slimfaas.v1.RecordAnnouncement.record:type_name -> slimfaas.v1.FunctionRecord
+	61, // 56: slimfaas.v1.RecordAnnouncement.version:type_name -> slimfaas.v1.Version
+	72, // 57: slimfaas.v1.LoadReport.functions:type_name -> slimfaas.v1.FunctionLoad
+	73, // 58: slimfaas.v1.FunctionLoad.draining:type_name -> slimfaas.v1.DrainReport
+	61, // 59: slimfaas.v1.DrainReport.version:type_name -> slimfaas.v1.Version
+	75, // 60: slimfaas.v1.DemandReport.functions:type_name -> slimfaas.v1.FunctionDemand
+	37, // 61: slimfaas.v1.EventShare.request:type_name -> slimfaas.v1.StoredRequest
+	81, // 62: slimfaas.v1.EventShare.targets:type_name -> slimfaas.v1.EventTarget
+	84, // 63: slimfaas.v1.EventShareResult.results:type_name -> slimfaas.v1.EventResult
+	7,  // 64: slimfaas.v1.QueueService.Submit:input_type -> slimfaas.v1.SubmitRequest
+	24, // 65: slimfaas.v1.QueueService.Deliver:input_type -> slimfaas.v1.DeliverUp
+	22, // 66: slimfaas.v1.QueueService.Heartbeat:input_type -> slimfaas.v1.HeartbeatRequest
+	40, // 67: slimfaas.v1.QueueService.GetCall:input_type -> slimfaas.v1.GetCallRequest
+	42, // 68: slimfaas.v1.QueueService.GetResult:input_type -> slimfaas.v1.GetResultRequest
+	44, // 69: slimfaas.v1.QueueService.ListDead:input_type -> slimfaas.v1.ListDeadRequest
+	46, // 70: slimfaas.v1.QueueService.Redrive:input_type -> slimfaas.v1.RedriveRequest
+	48, // 71: slimfaas.v1.QueueService.Purge:input_type -> slimfaas.v1.PurgeRequest
+	51, // 72: slimfaas.v1.QueueService.Facts:input_type -> slimfaas.v1.FactsRequest
+	57, // 73: slimfaas.v1.QueueService.Demand:input_type -> slimfaas.v1.DemandRequest
+	58, // 74: slimfaas.v1.QueueService.Cluster:input_type -> slimfaas.v1.ClusterRequest
+	66, // 75: slimfaas.v1.TableService.Pull:input_type -> slimfaas.v1.PullRequest
+	8,  // 76: slimfaas.v1.QueueService.Submit:output_type -> slimfaas.v1.SubmitResponse
+	25, // 77: slimfaas.v1.QueueService.Deliver:output_type -> slimfaas.v1.DeliverDown
+	23, // 78: slimfaas.v1.QueueService.Heartbeat:output_type -> slimfaas.v1.HeartbeatResponse
+	41, // 79: slimfaas.v1.QueueService.GetCall:output_type -> slimfaas.v1.GetCallResponse
+	43, // 80: slimfaas.v1.QueueService.GetResult:output_type -> slimfaas.v1.GetResultResponse
+	45, // 81: slimfaas.v1.QueueService.ListDead:output_type -> slimfaas.v1.ListDeadResponse
+	47, // 82: slimfaas.v1.QueueService.Redrive:output_type -> slimfaas.v1.RedriveResponse
+	49, // 83: slimfaas.v1.QueueService.Purge:output_type -> slimfaas.v1.PurgeResponse
+	52, // 84: slimfaas.v1.QueueService.Facts:output_type -> slimfaas.v1.FactsResponse
+	74, // 85: slimfaas.v1.QueueService.Demand:output_type -> slimfaas.v1.DemandReport
+	59, // 86: slimfaas.v1.QueueService.Cluster:output_type -> slimfaas.v1.ClusterResponse
+	67, // 87: slimfaas.v1.TableService.Pull:output_type -> slimfaas.v1.PullResponse
+	76, // [76:88] is the sub-list for method output_type
+	64, // [64:76] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_slimfaas_proto_init() }
@@ -5876,7 +6429,7 @@ func file_slimfaas_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_slimfaas_proto_rawDesc), len(file_slimfaas_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   70,
+			NumMessages:   79,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -43,6 +43,17 @@ const (
 	// MaxBatchesInFlight is how many batches one sender has under way: the next gathers meanwhile, without a timer.
 	MaxBatchesInFlight = 2
 
+	// MaxAnswerBody is the largest body of a function's answer that is kept for the caller, in bytes.
+	MaxAnswerBody = 1 << 20
+	// MaxDelay, MaxAge and MaxKeepResult bound what a caller of an async call may ask for.
+	MaxDelay      = 30 * 24 * time.Hour
+	MaxAge        = 365 * 24 * time.Hour
+	MaxKeepResult = 7 * 24 * time.Hour
+	// MaxIdempotencyKey in bytes; a key is remembered for IdempotencyWindow, with a hash of RequestHashSize bytes.
+	MaxIdempotencyKey = 200
+	IdempotencyWindow = 24 * time.Hour
+	RequestHashSize   = 16
+
 	// HeartbeatEvery is the period of session heartbeats.
 	HeartbeatEvery = time.Second
 	// EdgeSessionTTL and ScalerSessionTTL: a session without a heartbeat for this long is expired by the queue leader.

@@ -183,12 +183,13 @@ func (a *App) listeners() {
 	budget := message.NewBudget(o.Taking, o.TakingBytes)
 	accepter := async.Accepter{Do: a.do}
 	api.HandleAsync(httpapi.Async{
-		Accept: accepter.Accept, Do: a.do, GetCall: a.client.GetCall, Budget: budget, MaxBody: o.AsyncMaxBody, Log: a.log,
+		Accept: accepter.Accept, Do: a.do, GetCall: a.client.GetCall, GetResult: a.client.GetResult, Budget: budget, MaxBody: o.AsyncMaxBody, Log: a.log,
 	})
 	api.HandleEvents(httpapi.Events{Publish: a.publisher.Publish, Budget: message.NewBudget(o.Taking, o.TakingBytes), MaxBody: o.AsyncMaxBody})
 	api.HandleOperator(httpapi.Operator{
 		Ask: a.ask, Do: a.do, Cluster: a.client.Cluster, Facts: a.client.Facts, Digest: a.digest,
 		MaxReplicas: o.MaxReplicas, Log: a.log,
+		Dead: httpapi.DeadLetters{List: a.client.ListDead, Redrive: a.client.Redrive, Purge: a.client.Purge},
 	})
 	if o.PublicMetrics {
 		api.HandleHealth(a.ready, exposition)

@@ -53,7 +53,8 @@ type Accepter struct{ Do Do }
 
 // Accept enqueues a call of a function and returns its id when the queue has it durably, at most AcceptWithin later. The error is a
 // *RefusedError wherever the call got as far as an id.
-func (a Accepter) Accept(ctx context.Context, function string, request *wire.StoredRequest) (string, error) {
+// With an idempotency key that was used for the same request the id is that call's, and nothing was enqueued.
+func (a Accepter) Accept(ctx context.Context, function string, request *wire.StoredRequest, o message.CallOptions) (string, error) {
 	id, err := message.NewID()
 	if err != nil {
 		return "", err
@@ -70,9 +71,15 @@ func (a Accepter) Accept(ctx context.Context, function string, request *wire.Sto
 	}
 	ctx, cancel := context.WithTimeout(ctx, AcceptWithin)
 	defer cancel()
-	result, err := a.Do(ctx, &wire.Op{Op: &wire.Op_Accept{Accept: &wire.Accept{
+	accept := &wire.Accept{
 		Id: id[:], Function: function, Payload: payload, Size: uint64(len(payload)),
-	}}})
+		DelayMs: milliseconds(o.Delay), MaxAgeMs: milliseconds(o.MaxAge), KeepResultMs: milliseconds(o.KeepResult),
+	}
+	if o.Key != "" {
+		hash := message.Fingerprint(request)
+		accept.IdempotencyKey, accept.RequestHash = o.Key, hash[:]
+	}
+	result, err := a.Do(ctx, &wire.Op{Op: &wire.Op_Accept{Accept: accept}})
 	switch {
 	case errors.Is(err, queueclient.ErrFull):
 		return refuse(wire.Code_CODE_FULL, false, err)
@@ -84,10 +91,18 @@ func (a Accepter) Accept(ctx context.Context, function string, request *wire.Sto
 	}
 	switch code := result.GetCode(); code {
 	case wire.Code_CODE_OK:
+		if first := result.GetId(); len(first) == len(id) {
+			id = message.ID(first)
+		}
 		return id.String(), nil
-	case wire.Code_CODE_INVALID, wire.Code_CODE_TOO_LARGE, wire.Code_CODE_FULL, wire.Code_CODE_UNAVAILABLE:
+	case wire.Code_CODE_CONFLICT, wire.Code_CODE_INVALID, wire.Code_CODE_TOO_LARGE, wire.Code_CODE_FULL, wire.Code_CODE_UNAVAILABLE:
 		return refuse(code, false, fmt.Errorf("the queue answered %v: %s", code, result.GetDetail()))
 	default:
 		return refuse(code, true, fmt.Errorf("the queue answered %v: %s", code, result.GetDetail()))
 	}
+}
+
+// milliseconds, rounded up: a little is not nothing.
+func milliseconds(d time.Duration) uint64 {
+	return uint64((d + time.Millisecond - 1) / time.Millisecond)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync"
 	"time"
 
@@ -39,7 +40,8 @@ type Options struct {
 	Address string // where this edge answers; informative, may be empty
 	// MaxHeld is how many tries are held at one time. 0: the edge keeps its session and delivers nothing.
 	MaxHeld uint32
-	// MaxBytes is about how much their payloads may take together: from three quarters on, no more are asked for.
+	// MaxBytes is about how much their payloads may take together: from three quarters on, no more are asked for. Answers that
+	// callers want may take as much again.
 	MaxBytes int64
 	// Drain bounds the wait for tries under way at the stop.
 	Drain time.Duration
@@ -56,6 +58,7 @@ type Deliverer struct {
 	opts        Options
 	incarnation string
 	transport   *message.Transport
+	answers     *message.Budget // what answers that callers want take until they are handed in
 	tries       sync.WaitGroup
 
 	mu        sync.Mutex // guards all below; never held across I/O
@@ -84,7 +87,8 @@ type connection struct {
 func New(opts Options) *Deliverer {
 	return &Deliverer{
 		opts: opts, incarnation: uuid.NewString(), transport: message.NewTransport(),
-		held: map[key]*held{}, listeners: map[string]map[chan struct{}]struct{}{},
+		answers: message.NewBudget(math.MaxInt64, opts.MaxBytes),
+		held:    map[key]*held{}, listeners: map[string]map[chan struct{}]struct{}{},
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/slimfaas/slimfaas/edge/internal/message"
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
 
@@ -97,10 +98,17 @@ func (d *Deliverer) start(root context.Context, h *held) {
 	h.cancel = cancel
 	d.tries.Go(func() {
 		defer cancel()
-		result := d.try(ctx, h, payload)
+		var share *message.Share
+		if h.grant.GetKeepResult() {
+			share, _ = d.answers.Begin() // it admits as many as are ever held
+		}
+		result := d.try(ctx, h, payload, share)
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		d.settle(h, result)
+		h.answer = share
+		if d.settle(h, result); d.held[h.key] != h {
+			h.forgetAnswer()
+		}
 	})
 }
 
@@ -114,6 +122,13 @@ func (d *Deliverer) settle(h *held, result *wire.TryResult) {
 	h.size = 0
 	d.unsent = append(d.unsent, h)
 	d.nudge()
+}
+
+func (h *held) forgetAnswer() {
+	if h.answer != nil {
+		h.answer.Release()
+		h.answer = nil
+	}
 }
 
 // refuse sends a result for a try that is not held. Holds mu.
@@ -131,6 +146,7 @@ func (d *Deliverer) drop(h *held) {
 	}
 	d.bytes -= h.size
 	h.size = 0
+	h.forgetAnswer()
 	delete(d.held, h.key)
 	if len(d.held) == 0 && d.emptied != nil {
 		close(d.emptied)

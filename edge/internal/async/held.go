@@ -33,6 +33,7 @@ type held struct {
 	until  time.Time
 	cancel context.CancelFunc
 	result *wire.TryResult // set once; sent on every connection until an ack comes
+	answer *message.Share  // what the answer in result takes; nil: nothing
 }
 
 // assembling says that frames of the payload are missing.

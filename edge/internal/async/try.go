@@ -31,8 +31,8 @@ func limit(g *wire.Grant) time.Duration {
 	return time.Duration(min(g.GetDeadlineMs(), uint64(24*time.Hour/time.Millisecond))) * time.Millisecond
 }
 
-// try sends the call to its replica and says how that went.
-func (d *Deliverer) try(ctx context.Context, h *held, payload []byte) *wire.TryResult {
+// try sends the call to its replica and says how that went. With a share the answer is part of it.
+func (d *Deliverer) try(ctx context.Context, h *held, payload []byte, share *message.Share) *wire.TryResult {
 	g := h.grant
 	lease, ok := d.reserve(ctx, g.GetFunction(), g.GetReplica())
 	if !ok {
@@ -49,7 +49,7 @@ func (d *Deliverer) try(ctx context.Context, h *held, payload []byte) *wire.TryR
 		message.HeaderLastTry:   {strconv.FormatBool(g.GetMaxTries() > 0 && g.GetTryNumber() >= g.GetMaxTries())},
 		message.HeaderTryNumber: {strconv.FormatUint(uint64(g.GetTryNumber()), 10)},
 	}
-	answer, err := d.transport.Send(ctx, lease.Address, &request, extra)
+	answer, err := d.transport.SendKeeping(ctx, lease.Address, &request, extra, share)
 	if err != nil {
 		if message.Unreachable(err) {
 			lease.Unreachable()
@@ -63,6 +63,11 @@ func (d *Deliverer) try(ctx context.Context, h *held, payload []byte) *wire.TryR
 	result := resultOf(h, wire.TryOutcome_TRY_OUTCOME_ANSWERED, "")
 	result.Status = uint32(answer.Status)
 	result.RetryAfterMs = uint64(retryAfter(answer.RetryAfter, time.Now()) / time.Millisecond)
+	if answer.Stored != nil {
+		if result.Answer, err = proto.Marshal(answer.Stored); err != nil { // a header that is no UTF-8: kept without them
+			result.Answer, _ = proto.Marshal(&wire.StoredAnswer{Status: result.GetStatus(), Omitted: "its headers are no text"})
+		}
+	}
 	return result
 }
 

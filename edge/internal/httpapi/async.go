@@ -30,11 +30,12 @@ const (
 // Async is what the routes of async calls need.
 type Async struct {
 	// Accept enqueues a call and returns its id once it is durable. Its error may be a Refusal.
-	Accept func(ctx context.Context, function string, request *wire.StoredRequest) (id string, err error)
+	Accept func(ctx context.Context, function string, request *wire.StoredRequest, o message.CallOptions) (id string, err error)
 	// Do hands an operation to the queue leader.
 	Do func(context.Context, *wire.Op) (*wire.OpResult, error)
-	// GetCall reads a call.
-	GetCall func(context.Context, *wire.GetCallRequest) (*wire.GetCallResponse, error)
+	// GetCall and GetResult read a call, and what its function answered.
+	GetCall   func(context.Context, *wire.GetCallRequest) (*wire.GetCallResponse, error)
+	GetResult func(context.Context, *wire.GetResultRequest) (*wire.GetResultResponse, error)
 	// Budget bounds calls being taken at one time, MaxBody the body of one, in bytes.
 	Budget  *message.Budget
 	MaxBody int64
@@ -73,25 +74,19 @@ func (a *API) HandleAsync(o Async) {
 	a.Handle(route.AsyncCallback, o.callback)
 	a.Handle(route.AsyncCall, func(w http.ResponseWriter, r *http.Request, in *Request) {
 		if r.Method == http.MethodDelete {
-			NotImplemented(w, "Cancelling a call comes with the queue issue.")
+			a.cancel(o, w, r, in)
 			return
 		}
 		a.call(o, w, r, in)
 	})
-	a.Handle(route.AsyncResult, func(w http.ResponseWriter, _ *http.Request, _ *Request) {
-		NotImplemented(w, "Keeping what a function answered comes with the queue issue.")
-	})
+	a.Handle(route.AsyncResult, func(w http.ResponseWriter, r *http.Request, in *Request) { a.result(o, w, r, in) })
 }
 
-// notYet are request headers with a promise that is not kept yet; to ignore one would break it silently.
-var notYet = []string{"Idempotency-Key", "Slimfaas-Delay", "Slimfaas-Max-Age", "Slimfaas-Keep-Result"}
-
 func (o Async) accept(w http.ResponseWriter, r *http.Request, in *Request) {
-	for _, name := range notYet {
-		if len(r.Header[name]) > 0 {
-			NotImplemented(w, "The header "+strings.Replace(name, "Slimfaas", "SlimFaas", 1)+" on async calls comes with the queue issue; nothing was enqueued. Send the call without it.")
-			return
-		}
+	options, err := message.OptionsFrom(r.Header)
+	if err != nil {
+		badRequest(w, err.Error())
+		return
 	}
 	share, err := o.Budget.Begin()
 	if err != nil {
@@ -103,17 +98,17 @@ func (o Async) accept(w http.ResponseWriter, r *http.Request, in *Request) {
 	if !ok {
 		return
 	}
-	id, err := o.Accept(r.Context(), in.Function.Name(), message.From(r, in.Rest, in.Query, body, in.Caller.ViaProxy))
+	id, err := o.Accept(r.Context(), in.Function.Name(), message.From(r, in.Rest, in.Query, body, in.Caller.ViaProxy), options)
 	if err != nil {
-		o.refuse(w, err)
+		o.refuse(w, err, options.Key != "")
 		return
 	}
 	w.Header()[message.HeaderElementID] = []string{id}
 	w.WriteHeader(http.StatusAccepted)
 }
 
-// refuse says what became of a call that was not accepted, and what the caller can do.
-func (o Async) refuse(w http.ResponseWriter, err error) {
+// refuse says what became of a call that was not accepted, and what the caller can do. keyed: it had an idempotency key.
+func (o Async) refuse(w http.ResponseWriter, err error, keyed bool) {
 	var refusal Refusal
 	if !errors.As(err, &refusal) {
 		o.Log.Error("accepting a call", "err", err)
@@ -126,11 +121,25 @@ func (o Async) refuse(w http.ResponseWriter, err error) {
 	case refusal.Unknown():
 		code, outcome = wire.Code_CODE_UNKNOWN, "unknown"
 		detail = "The call was handed to the queue, and whether it is enqueued is not known. GET /async-calls/" + refusal.ID() + " tells; sending it again may run it twice."
+		if keyed {
+			detail = "The call was handed to the queue, and whether it is enqueued is not known. Send it again with the same " + message.HeaderIdempotencyKey + ": it is enqueued once."
+		}
 		w.Header()[message.HeaderElementID] = []string{refusal.ID()}
 	case code == wire.Code_CODE_FULL:
 		detail = "Nothing was enqueued: the queue is full. Send the call again later."
+		if keyed {
+			detail = "Nothing was enqueued: the queue is full, or remembers as many idempotency keys as it may. Send the call again later, or without " + message.HeaderIdempotencyKey + "."
+		}
 	case code == wire.Code_CODE_TOO_LARGE:
 		detail = "Nothing was enqueued: the request with its headers is larger than a queued call may be (1 MiB of body, 64 KiB for the rest)."
+	case code == wire.Code_CODE_CONFLICT:
+		w.Header().Set(headerOutcome, outcome)
+		problem.Write(w, problem.Problem{
+			Type: "urn:slimfaas:idempotency-key-reused", Title: "The idempotency key was used for another request",
+			Status: http.StatusUnprocessableEntity, Extra: map[string]any{"outcome": outcome},
+			Detail: "Nothing was enqueued: within the last 24 h another request (method, path, query, content type or body differ) was sent to this function with this " + message.HeaderIdempotencyKey + ". Use a new key for a new request.",
+		})
+		return
 	case code != wire.Code_CODE_UNAVAILABLE:
 		o.seldom.warn(o.Log, "the queue did not understand a call", err)
 		code, detail = wire.Code_CODE_INTERNAL, "Nothing was enqueued: the queue did not understand this edge. Are both of the same release?"
@@ -229,10 +238,7 @@ func (a *API) call(o Async, w http.ResponseWriter, r *http.Request, in *Request)
 	}
 	wait, ok := waitOf(in.Query)
 	if !ok {
-		Refuse(w, gate.Refusal{
-			Status: http.StatusBadRequest, Type: "bad-request", Title: "Bad request",
-			Detail: "wait is a duration of at most 60s, such as 30s or 500ms.",
-		})
+		badRequest(w, "wait is a duration of at most 60s, such as 30s or 500ms.")
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), wait+queueWithin)
@@ -251,15 +257,23 @@ func (a *API) call(o Async, w http.ResponseWriter, r *http.Request, in *Request)
 		Refuse(w, gate.NotFound())
 		return
 	}
-	f, known := a.Find(c.GetFunction())
+	if a.maySee(w, in, c.GetFunction()) {
+		WriteJSON(w, statusOfCall(id, c))
+	}
+}
+
+// maySee says whether the caller may know of calls of a function, or answers why not: as if there were none.
+func (a *API) maySee(w http.ResponseWriter, in *Request, function string) bool {
+	f, known := a.Find(function)
 	switch {
 	case known && in.MayCall(f, ""), in.Internal:
-		WriteJSON(w, statusOfCall(id, c))
+		return true
 	case !known && !a.Synced():
 		noTable(w)
 	default:
 		Refuse(w, gate.NotFound())
 	}
+	return false
 }
 
 func statusOfCall(id message.ID, c *wire.Call) callStatus {
@@ -303,6 +317,8 @@ func waitOf(query string) (time.Duration, bool) {
 	return min(wait, maxWait), err == nil && wait >= 0
 }
 
-func badID(w http.ResponseWriter) {
-	Refuse(w, gate.Refusal{Status: http.StatusBadRequest, Type: "bad-request", Title: "Bad request", Detail: message.ErrBadID.Error() + "."})
+func badID(w http.ResponseWriter) { badRequest(w, message.ErrBadID.Error()+".") }
+
+func badRequest(w http.ResponseWriter, detail string) {
+	Refuse(w, gate.Refusal{Status: http.StatusBadRequest, Type: "bad-request", Title: "Bad request", Detail: detail})
 }

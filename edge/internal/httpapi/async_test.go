@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/slimfaas/slimfaas/edge/internal/httpapi"
 	"github.com/slimfaas/slimfaas/edge/internal/message"
 	"github.com/slimfaas/slimfaas/shared/wire"
@@ -35,6 +37,7 @@ func (r refusal) Unknown() bool   { return r.unknown }
 type asyncBundle struct {
 	*bundle
 	accepted []*wire.StoredRequest
+	options  message.CallOptions // of the last accept
 	names    []string
 	refuse   error
 	hold     func() // called under an accept
@@ -44,6 +47,7 @@ type asyncBundle struct {
 	asked    *wire.GetCallRequest
 	call     *wire.Call
 	callErr  error
+	answer   *wire.StoredAnswer
 }
 
 func setupAsync(t *testing.T) *asyncBundle {
@@ -51,7 +55,8 @@ func setupAsync(t *testing.T) *asyncBundle {
 	b := &asyncBundle{bundle: setup(t), result: &wire.OpResult{Code: wire.Code_CODE_OK}}
 	b.api.MaxBody = 10 << 20
 	b.api.HandleAsync(httpapi.Async{
-		Accept: func(_ context.Context, function string, request *wire.StoredRequest) (string, error) {
+		Accept: func(_ context.Context, function string, request *wire.StoredRequest, o message.CallOptions) (string, error) {
+			b.options = o
 			if b.hold != nil {
 				b.hold()
 				return callID, nil
@@ -69,6 +74,13 @@ func setupAsync(t *testing.T) *asyncBundle {
 		GetCall: func(_ context.Context, r *wire.GetCallRequest) (*wire.GetCallResponse, error) {
 			b.asked = r
 			return &wire.GetCallResponse{Call: b.call}, b.callErr
+		},
+		GetResult: func(context.Context, *wire.GetResultRequest) (*wire.GetResultResponse, error) {
+			r := &wire.GetResultResponse{Call: b.call}
+			if b.answer != nil {
+				r.Answer, _ = proto.Marshal(b.answer)
+			}
+			return r, b.callErr
 		},
 		Budget: message.NewBudget(4, 4<<20), MaxBody: 1 << 20, Log: slog.New(slog.DiscardHandler),
 	})
@@ -165,18 +177,105 @@ func TestOutcomesAreTold(t *testing.T) {
 	wantProblem(t, "no id was minted", do(b.api.Public(), outsider, "POST", "/async-function/fibonacci"), 500)
 }
 
-func TestAsyncPromisesThatCannotBeKeptAreRefused(t *testing.T) {
+func TestAsyncOptionsAreHeard(t *testing.T) {
 	t.Parallel()
 	b := setupAsync(t)
-	for _, name := range []string{"Idempotency-Key", "SlimFaas-Delay", "slimfaas-max-age", "SlimFaas-Keep-Result"} {
-		p := wantProblem(t, name, do(b.api.Public(), outsider, "POST", "/async-function/fibonacci", name+": 1"), 501)
-		if !strings.Contains(strings.ToLower(p["detail"].(string)), strings.ToLower(name)) {
+	w := do(b.api.Public(), outsider, "POST", "/async-function/fibonacci",
+		"Idempotency-Key: order 17", "SlimFaas-Delay: 90s", "slimfaas-max-age: 3600", "SlimFaas-Keep-Result: 1h30m")
+	want := message.CallOptions{Delay: 90 * time.Second, MaxAge: time.Hour, KeepResult: 90 * time.Minute, Key: "order 17"}
+	if w.Code != 202 || b.options != want {
+		t.Errorf("%d, options %+v", w.Code, b.options)
+	}
+	for _, h := range b.accepted[0].GetHeaders() { // the key is the function's to see, the rest is ours
+		if strings.HasPrefix(strings.ToLower(h.GetName()), "slimfaas-") {
+			t.Errorf("the function would get %s", h.GetName())
+		}
+	}
+	do(b.api.Public(), outsider, "POST", "/async-function/fibonacci")
+	if b.options != (message.CallOptions{}) {
+		t.Errorf("nothing asked for: %+v", b.options)
+	}
+	taken := len(b.accepted)
+	for _, bad := range []string{
+		"Idempotency-Key: ", "Idempotency-Key: " + strings.Repeat("k", 201), "Idempotency-Key: a\r\nIdempotency-Key: b",
+		"SlimFaas-Delay: soon", "SlimFaas-Delay: -1s", "SlimFaas-Delay: 721h", "SlimFaas-Max-Age: 0", "SlimFaas-Max-Age: 8761h",
+		"SlimFaas-Keep-Result: 0s", "SlimFaas-Keep-Result: 169h", "SlimFaas-Delay: 1s\r\nSlimFaas-Delay: 2s",
+	} {
+		name, _, _ := strings.Cut(bad, ":")
+		p := wantProblem(t, bad, do(b.api.Public(), outsider, "POST", "/async-function/fibonacci", bad), 400)
+		if detail, _ := p["detail"].(string); !strings.Contains(detail, name) {
 			t.Errorf("%s is not named: %v", name, p["detail"])
 		}
 	}
-	if len(b.accepted) != 0 {
+	if len(b.accepted) != taken {
 		t.Error("something was enqueued")
 	}
+	b.refuse = refusal{code: wire.Code_CODE_CONFLICT}
+	if p := wantProblem(t, "key reused", do(b.api.Public(), outsider, "POST", "/async-function/fibonacci", "Idempotency-Key: k"), 422); p["outcome"] != "none" {
+		t.Errorf("%v", p)
+	}
+	b.refuse = refusal{code: wire.Code_CODE_FULL}
+	w = do(b.api.Public(), outsider, "POST", "/async-function/fibonacci", "Idempotency-Key: k")
+	if p := wantProblem(t, "full of keys", w, 429); !strings.Contains(p["detail"].(string), "Idempotency-Key") || w.Header().Get("Retry-After") == "" {
+		t.Errorf("%v %v", p, w.Header())
+	}
+}
+
+func TestCancel(t *testing.T) {
+	t.Parallel()
+	b := setupAsync(t)
+	cancel := func(peer string) *httptest.ResponseRecorder {
+		return do(b.api.Public(), peer, "DELETE", "/async-calls/"+callID)
+	}
+	wantProblem(t, "unknown", cancel(outsider), 404)
+	wantProblem(t, "no id", do(b.api.Public(), outsider, "DELETE", "/async-calls/17"), 404)
+	b.call = &wire.Call{Function: "secret"}
+	wantProblem(t, "of a private function, from outside", cancel(outsider), 404)
+	if len(b.ops) != 0 {
+		t.Fatal("the queue was asked to cancel what the caller may not see")
+	}
+	b.call.Function = "fibonacci"
+	if w := cancel(outsider); w.Code != 204 || len(b.ops) != 1 || b.ops[0].GetCancel() == nil {
+		t.Errorf("%d, %v", w.Code, b.ops)
+	}
+	for code, status := range map[wire.Code]int{wire.Code_CODE_CONFLICT: 409, wire.Code_CODE_NOT_FOUND: 404, wire.Code_CODE_INVALID: 500} {
+		b.result = &wire.OpResult{Code: code}
+		wantProblem(t, code.String(), cancel(outsider), status)
+	}
+	b.doErr = errors.New("gone")
+	wantProblem(t, "not confirmed", cancel(outsider), 503)
+	b.callErr = errors.New("gone")
+	wantProblem(t, "queue away", cancel(outsider), 503)
+}
+
+func TestResult(t *testing.T) {
+	t.Parallel()
+	b := setupAsync(t)
+	result := func(peer string) *httptest.ResponseRecorder {
+		return do(b.api.Public(), peer, "GET", "/async-calls/"+callID+"/result")
+	}
+	wantProblem(t, "unknown", result(outsider), 404)
+	b.call = &wire.Call{Function: "fibonacci", State: wire.CallState_CALL_STATE_RUNNING}
+	wantProblem(t, "while it runs", result(outsider), 409)
+	b.call.State, b.call.FinishedUnixMs = wire.CallState_CALL_STATE_SUCCEEDED, 1
+	wantProblem(t, "not kept", result(outsider), 404)
+	b.answer = &wire.StoredAnswer{Status: 203, Headers: []*wire.Header{{Name: "X-A", Values: []string{"1", "2"}}}, Body: []byte("hello")}
+	w := result(outsider)
+	if w.Code != 203 || w.Body.String() != "hello" || strings.Join(w.Header()["X-A"], ",") != "1,2" || len(w.Header()["Content-Type"]) != 0 {
+		t.Errorf("%d %v %q", w.Code, w.Header(), w.Body)
+	}
+	b.answer.Status = 204
+	if w := result(outsider); w.Code != 204 || w.Body.Len() != 0 {
+		t.Errorf("%d %q", w.Code, w.Body)
+	}
+	b.answer = &wire.StoredAnswer{Status: 200, Omitted: "it was larger"}
+	if p := wantProblem(t, "omitted", result(outsider), 404); !strings.Contains(p["detail"].(string), "it was larger") {
+		t.Errorf("%v", p)
+	}
+	b.call.Function = "secret"
+	wantProblem(t, "of a private function, from outside", result(outsider), 404)
+	b.callErr = errors.New("gone")
+	wantProblem(t, "queue away", result(outsider), 503)
 }
 
 func TestAsyncBodiesAreBounded(t *testing.T) {
@@ -312,6 +411,4 @@ func TestAsyncCallStatus(t *testing.T) {
 	wantProblem(t, "of a function that is gone, from outside", get(outsider, ""), 404)
 	b.callErr = errors.New("gone")
 	wantProblem(t, "queue away", get(outsider, ""), 503)
-	wantProblem(t, "cancel", do(b.api.Public(), outsider, "DELETE", "/async-calls/"+callID), 501)
-	wantProblem(t, "result", do(b.api.Public(), outsider, "GET", "/async-calls/"+callID+"/result"), 501)
 }

@@ -41,6 +41,7 @@ type Operator struct {
 	Digest func() *wire.TableDigest
 	// MaxReplicas is what PUT /scale may ask for where a function sets no ReplicaMax. 0: any number.
 	MaxReplicas int
+	Dead        DeadLetters
 	Log         *slog.Logger
 }
 
@@ -51,9 +52,7 @@ func (a *API) HandleOperator(o Operator) {
 	})
 	a.Handle(route.Scale, func(w http.ResponseWriter, r *http.Request, in *Request) { a.scale(o, w, r, in) })
 	a.Handle(route.Cluster, func(w http.ResponseWriter, r *http.Request, _ *Request) { o.cluster(w, r) })
-	a.Handle(route.DeadLetters, func(w http.ResponseWriter, _ *http.Request, _ *Request) {
-		NotImplemented(w, "Listing, redriving and purging dead calls comes with the queue issue. GET /async-calls/{id} shows a dead call.")
-	})
+	a.Handle(route.DeadLetters, func(w http.ResponseWriter, r *http.Request, in *Request) { a.deadLetters(o, w, r, in) })
 }
 
 // fullName is the function's key in the table where this edge knows it, else the name as asked.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http/httptest"
 	"strings"
@@ -12,7 +13,9 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/slimfaas/slimfaas/edge/internal/httpapi"
+	"github.com/slimfaas/slimfaas/edge/internal/message"
 	"github.com/slimfaas/slimfaas/shared/function"
+	"github.com/slimfaas/slimfaas/shared/queueclient"
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
 
@@ -24,6 +27,9 @@ type operatorBundle struct {
 	doErr      error
 	clusterErr error
 	factsErr   error
+	dead       []string // what was asked of dead calls
+	deadErr    error
+	deadCode   wire.Code
 }
 
 func setupOperator(t *testing.T) *operatorBundle {
@@ -65,6 +71,23 @@ func setupOperator(t *testing.T) *operatorBundle {
 		},
 		Digest:      func() *wire.TableDigest { return &wire.TableDigest{Version: &wire.Version{Epoch: 6}} },
 		MaxReplicas: 64, Log: slog.New(slog.DiscardHandler),
+		Dead: httpapi.DeadLetters{
+			List: func(_ context.Context, r *wire.ListDeadRequest) (*wire.ListDeadResponse, error) {
+				b.dead = append(b.dead, fmt.Sprintf("list %s %d %x", r.GetFunction(), r.GetLimit(), r.GetAfter()))
+				id, _ := message.ParseID(callID)
+				return &wire.ListDeadResponse{Code: b.deadCode, Calls: []*wire.Call{
+					{Id: id[:], Function: r.GetFunction(), State: wire.CallState_CALL_STATE_DEAD, LastError: "no answer", Tries: 3, MaxTries: 3, FinishedUnixMs: 1},
+				}}, b.deadErr
+			},
+			Redrive: func(_ context.Context, r *wire.RedriveRequest) (*wire.RedriveResponse, error) {
+				b.dead = append(b.dead, fmt.Sprintf("redrive %s %x", r.GetFunction(), r.GetId()))
+				return &wire.RedriveResponse{Count: 7}, b.deadErr
+			},
+			Purge: func(_ context.Context, r *wire.PurgeRequest) (*wire.PurgeResponse, error) {
+				b.dead = append(b.dead, fmt.Sprintf("purge %s %x", r.GetFunction(), r.GetId()))
+				return &wire.PurgeResponse{Count: 8}, b.deadErr
+			},
+		},
 	})
 	return b
 }
@@ -81,20 +104,61 @@ func TestOperatorRoutesAreForInternalCallers(t *testing.T) {
 	t.Parallel()
 	b := setupOperator(t)
 	for _, c := range []struct{ method, target string }{
-		{"GET", "/explain/fibonacci"}, {"GET", "/cluster"}, {"GET", "/dead-letters/fibonacci"}, {"POST", "/dead-letters/fibonacci/redrive"}, {"DELETE", "/dead-letters/fibonacci?id=1"},
+		{"GET", "/explain/fibonacci"}, {"GET", "/cluster"}, {"GET", "/dead-letters/fibonacci"}, {"POST", "/dead-letters/fibonacci/redrive"}, {"DELETE", "/dead-letters/fibonacci?id=" + callID},
 	} {
 		wantProblem(t, c.target+" from outside", do(b.api.Public(), outsider, c.method, c.target), 404)
-		want := 200
-		if strings.HasPrefix(c.target, "/dead") {
-			want = 501
-		}
-		if got := do(b.api.Public(), insider, c.method, c.target); got.Code != want {
+		if got := do(b.api.Public(), insider, c.method, c.target); got.Code != 200 {
 			t.Errorf("%s %s from inside: %d", c.method, c.target, got.Code)
 		}
 	}
 	wantProblem(t, "scale from outside", b.scale(outsider, "fibonacci", `{"Replicas":1}`), 404)
 	if len(b.scaled) != 0 {
 		t.Error("an outsider scaled")
+	}
+}
+
+func TestDeadLetters(t *testing.T) {
+	t.Parallel()
+	b := setupOperator(t)
+	ask := func(method, target string) *httptest.ResponseRecorder {
+		b.dead = nil
+		return do(b.api.Public(), insider, method, "/dead-letters/"+target)
+	}
+	raw := strings.ReplaceAll(callID, "-", "")
+	for _, c := range []struct{ method, target, asked, body string }{
+		{"GET", "fibonacci", "list fibonacci 0 ", `[{"Id":"` + callID + `","Function":"fibonacci","State":"Dead","Tries":3,`},
+		{"GET", "fibonacci/?limit=5&after=" + callID, "list fibonacci 5 " + raw, `[{`},
+		{"GET", "fibonacci.default", "list fibonacci 0 ", `[{`},
+		{"GET", "long-gone", "list long-gone 0 ", `[{`},
+		{"POST", "fibonacci/redrive", "redrive fibonacci ", `{"Redriven":7}`},
+		{"POST", "fibonacci/redrive?id=" + callID, "redrive fibonacci " + raw, `{"Redriven":7}`},
+		{"DELETE", "fibonacci", "purge fibonacci ", `{"Purged":8}`},
+		{"DELETE", "fibonacci?id=" + callID, "purge fibonacci " + raw, `{"Purged":8}`},
+	} {
+		w := ask(c.method, c.target)
+		if w.Code != 200 || len(b.dead) != 1 || b.dead[0] != c.asked || !strings.HasPrefix(w.Body.String(), c.body) {
+			t.Errorf("%s %s: %d %s, asked %q", c.method, c.target, w.Code, w.Body, b.dead)
+		}
+	}
+	for target, status := range map[string]int{
+		"GET fibonacci?limit=0": 400, "GET fibonacci?limit=1001": 400, "GET fibonacci?after=17": 400, "DELETE fibonacci?id=": 400,
+		"POST fibonacci/redrive?id=x": 400, "POST fibonacci": 405, "GET fibonacci/redrive": 404, "DELETE fibonacci/all": 404, "DELETE fibonacci?a=%zz": 400,
+	} {
+		method, target, _ := strings.Cut(target, " ")
+		if wantProblem(t, method+" "+target, ask(method, target), status); len(b.dead) != 0 {
+			t.Errorf("%s %s reached the queue: %q", method, target, b.dead)
+		}
+	}
+	b.deadCode = wire.Code_CODE_NOT_FOUND
+	wantProblem(t, "behind a call that is not dead", ask("GET", "fibonacci?after="+callID), 404)
+	b.deadErr = queueclient.ErrNoLeader
+	wantProblem(t, "no queue", ask("GET", "fibonacci"), 503)
+	if p := wantProblem(t, "not handed over", ask("DELETE", "fibonacci"), 503); p["type"] != "urn:slimfaas:unavailable" {
+		t.Errorf("%v", p)
+	}
+	b.deadErr = queueclient.ErrUnknown
+	if p := wantProblem(t, "unknown", ask("POST", "fibonacci/redrive"), 503); p["type"] != "urn:slimfaas:outcome-unknown" {
+		t.Errorf("%v", p)
 	}
 }
 

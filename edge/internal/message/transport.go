@@ -49,14 +49,24 @@ func (t *Transport) Close() { t.http.CloseIdleConnections() }
 type Answer struct {
 	Status     int
 	RetryAfter string // the header as the function sent it
+	// Stored is the answer for its caller to read later; nil unless it was sent with SendKeeping.
+	Stored *wire.StoredAnswer
 }
 
 // Send sends the stored request to address and waits for the whole answer, whose body is dropped (at most 1 MiB of it is
 // waited for). The headers decide: a body that breaks off or outlives ctx changes nothing. extra (may be nil) is set over the
 // request's own headers, in the case given.
 func (t *Transport) Send(ctx context.Context, address string, request *wire.StoredRequest, extra http.Header) (Answer, error) {
+	return t.SendKeeping(ctx, address, request, extra, nil)
+}
+
+// SendKeeping is Send, and keeps the answer with a body of at most wire.MaxAnswerBody within share, which has it from then on. A
+// nil share keeps nothing.
+func (t *Transport) SendKeeping(
+	ctx context.Context, address string, request *wire.StoredRequest, extra http.Header, share *Share,
+) (Answer, error) {
 	for attempt := 0; ; attempt++ {
-		answer, unsent, err := t.send(ctx, address, request, extra)
+		answer, unsent, err := t.send(ctx, address, request, extra, share)
 		// An idle connection that the function had closed: not a byte went out, so this is still the first time.
 		if err != nil && unsent && attempt < idlePerReplica && ctx.Err() == nil {
 			continue
@@ -66,7 +76,7 @@ func (t *Transport) Send(ctx context.Context, address string, request *wire.Stor
 }
 
 // send reports unsent when it failed on a reused connection before a byte was written to it.
-func (t *Transport) send(ctx context.Context, address string, request *wire.StoredRequest, extra http.Header) (Answer, bool, error) {
+func (t *Transport) send(ctx context.Context, address string, request *wire.StoredRequest, extra http.Header, share *Share) (Answer, bool, error) {
 	notSent := func() bool { return false }
 	trace := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
 		if conn, ok := info.Conn.(*dial.Conn); ok && info.Reused {
@@ -85,7 +95,11 @@ func (t *Transport) send(ctx context.Context, address string, request *wire.Stor
 		return Answer{}, notSent(), err
 	}
 	answer := Answer{Status: resp.StatusCode, RetryAfter: resp.Header.Get("Retry-After")}
-	_, _ = io.CopyN(io.Discard, resp.Body, maxAnswerBody)
+	if share != nil {
+		answer.Stored = stored(resp, share)
+	} else {
+		_, _ = io.CopyN(io.Discard, resp.Body, maxAnswerBody)
+	}
 	_ = resp.Body.Close()
 	return answer, false, nil
 }

@@ -55,6 +55,8 @@ type Node interface {
 	// ReadBarrier returns when View shows all that was committed before.
 	ReadBarrier(ctx context.Context) error
 	View(read func(*fsm.Machine))
+	// Payload reads what is stored at this place: of a call, or its kept answer.
+	Payload(seq uint64) ([]byte, error)
 	// Cluster describes members and leader as this node sees them, without the installation.
 	Cluster() *wire.ClusterResponse
 }
@@ -76,7 +78,9 @@ type Config struct {
 	Tokens     map[string]string // role → token
 	// MaxUnfinished calls in the queue, all functions together; over it accepts are refused. 0: no limit.
 	MaxUnfinished uint64
-	Log           *slog.Logger
+	// MaxKeys is how many idempotency keys are remembered; over it accepts with a new one are refused. 0: no limit.
+	MaxKeys uint64
+	Log     *slog.Logger
 }
 
 // Server answers the RPC of one node.
@@ -148,6 +152,10 @@ var allowed = map[string][]string{
 	wireconnect.QueueServiceDeliverProcedure:   {RoleEdge},
 	wireconnect.QueueServiceHeartbeatProcedure: {RoleScaler},
 	wireconnect.QueueServiceGetCallProcedure:   {RoleEdge, RoleScaler, RoleQueue},
+	wireconnect.QueueServiceGetResultProcedure: {RoleEdge},
+	wireconnect.QueueServiceListDeadProcedure:  {RoleEdge},
+	wireconnect.QueueServiceRedriveProcedure:   {RoleEdge},
+	wireconnect.QueueServicePurgeProcedure:     {RoleEdge},
 	wireconnect.QueueServiceFactsProcedure:     {RoleEdge, RoleScaler, RoleQueue},
 	wireconnect.QueueServiceDemandProcedure:    {RoleEdge, RoleScaler, RoleQueue},
 	wireconnect.QueueServiceClusterProcedure:   {RoleEdge, RoleScaler, RoleQueue},

@@ -163,10 +163,12 @@ func (b *submission) accept(a *wire.Accept, ops []*wire.Op, i int) (n int) {
 		return refuse(wire.Code_CODE_INVALID, "function is empty")
 	case len(a.GetFunction()) > maxName:
 		return refuse(wire.Code_CODE_INVALID, fmt.Sprintf("function has %d bytes, at most %d are allowed", len(a.GetFunction()), maxName))
-	case a.GetDelayMs() > 0 || a.GetMaxAgeMs() > 0 || a.GetKeepResultMs() > 0 || a.GetIdempotencyKey() != "" || len(a.GetRequestHash()) > 0:
-		return refuse(wire.Code_CODE_INVALID, "delay, max age, kept results and idempotency keys are not yet supported")
 	case max(a.GetSize(), uint64(len(a.GetPayload()))) > wire.MaxPayload:
 		return refuse(wire.Code_CODE_TOO_LARGE, fmt.Sprintf("payload has %d bytes, at most %d are allowed", max(a.GetSize(), uint64(len(a.GetPayload()))), wire.MaxPayload))
+	}
+	options, wrong := b.options(a)
+	if wrong != "" {
+		return refuse(wire.Code_CODE_INVALID, wrong)
 	}
 	payload := a.GetPayload()
 	if n > 1 {
@@ -183,8 +185,43 @@ func (b *submission) accept(a *wire.Accept, ops []*wire.Op, i int) (n int) {
 	if a.GetSize() != 0 && a.GetSize() != uint64(len(payload)) {
 		return refuse(wire.Code_CODE_INVALID, fmt.Sprintf("payload is announced with %d bytes and has %d", a.GetSize(), len(payload)))
 	}
-	b.propose(command.Accept{ID: id, Function: a.GetFunction(), Payload: payload}, owner{first: i, count: n})
+	b.propose(command.Accept{ID: id, Function: a.GetFunction(), Payload: payload, AcceptOptions: options}, owner{first: i, count: n})
 	return n
+}
+
+// options turns what a caller asks for into times on this leader's clock. wrong says why it cannot be had; empty: it can.
+func (b *submission) options(a *wire.Accept) (o command.AcceptOptions, wrong string) {
+	for _, x := range []struct {
+		what string
+		ms   uint64
+		most time.Duration
+	}{
+		{"delay", a.GetDelayMs(), wire.MaxDelay}, {"max age", a.GetMaxAgeMs(), wire.MaxAge}, {"keep result", a.GetKeepResultMs(), wire.MaxKeepResult},
+	} {
+		if x.ms > uint64(x.most.Milliseconds()) {
+			return o, fmt.Sprintf("%s is %d ms, at most %s is allowed", x.what, x.ms, x.most)
+		}
+	}
+	now := b.now.UnixMilli()
+	if ms := a.GetDelayMs(); ms > 0 {
+		o.NotBeforeUnixMs = now + int64(ms)
+	}
+	if ms := a.GetMaxAgeMs(); ms > 0 {
+		o.ExpireUnixMs = now + int64(ms)
+	}
+	o.KeepResultMs = a.GetKeepResultMs()
+	key := a.GetIdempotencyKey()
+	switch {
+	case key == "":
+		return o, ""
+	case len(key) > wire.MaxIdempotencyKey:
+		return o, fmt.Sprintf("idempotency key has %d bytes, at most %d are allowed", len(key), wire.MaxIdempotencyKey)
+	case len(a.GetRequestHash()) != len(o.RequestHash):
+		return o, fmt.Sprintf("request hash has %d bytes, want %d", len(a.GetRequestHash()), len(o.RequestHash))
+	}
+	o.Key, o.RequestHash = key, command.Hash(a.GetRequestHash())
+	o.KeyUntilUnixMs, o.MaxKeys = now+wire.IdempotencyWindow.Milliseconds(), b.server.config.MaxKeys
+	return o, ""
 }
 
 // callback needs to know the try it ends. That none is known is said only by a node that is certain to lead.
@@ -247,7 +284,7 @@ func (b *submission) refuseWhenFull() {
 		kept := 0
 		for i, c := range b.commands {
 			if a, ok := c.(command.Accept); ok {
-				if _, known := m.Call(a.ID); !known && uint64(unfinished) >= limit {
+				if !m.Known(a) && uint64(unfinished) >= limit {
 					b.refuse(b.owners[i].first, b.owners[i].count, wire.Code_CODE_FULL, fmt.Sprintf("%d calls wait already, the limit is %d", unfinished, limit))
 					continue
 				}
@@ -268,6 +305,10 @@ func (b *submission) answer(results []fsm.Result, index uint64) {
 		}
 		if results[i].Index != 0 {
 			r.Index = results[i].Index
+		}
+		if a, ok := b.commands[i].(command.Accept); ok && results[i].Repeated && results[i].ID != a.ID {
+			id := results[i].ID
+			r.Id = id[:]
 		}
 		if o.callback && r.GetCode() == wire.Code_CODE_STALE {
 			r.Code, r.Detail = wire.Code_CODE_NOT_FOUND, noTry
@@ -296,6 +337,8 @@ func code(c fsm.Code) wire.Code {
 		return wire.Code_CODE_STALE
 	case fsm.Invalid:
 		return wire.Code_CODE_INVALID
+	case fsm.Full:
+		return wire.Code_CODE_FULL
 	default:
 		return wire.Code_CODE_INTERNAL
 	}

@@ -59,6 +59,7 @@ type Config struct {
 	LogStore      raftnode.LogKind
 	Limits        dispatch.Limits
 	MaxUnfinished uint64 // calls in the queue; 0: no limit
+	MaxKeys       uint64 // idempotency keys remembered; 0: no limit
 	Log           *slog.Logger
 }
 
@@ -131,7 +132,7 @@ func New(ctx context.Context, c Config) (_ *App, err error) {
 		Node: c.Name, Log: a.node, Table: functions{a.table}, Bus: a.client, Limits: c.Limits, NotLeader: cluster.notLeader, Logger: a.log,
 	})
 	service := api.New(api.Config{
-		Name: c.Name, Node: cluster, Dispatcher: a.dispatcher, Table: a.table, Tokens: a.secrets.tokens, MaxUnfinished: c.MaxUnfinished, Log: a.log,
+		Name: c.Name, Node: cluster, Dispatcher: a.dispatcher, Table: a.table, Tokens: a.secrets.tokens, MaxUnfinished: c.MaxUnfinished, MaxKeys: c.MaxKeys, Log: a.log,
 	})
 	a.follow(links.pull)
 	a.table.Changed(func(e *table.Entry) { a.dispatcher.FunctionChanged(describe(e)) })

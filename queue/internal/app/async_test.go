@@ -319,15 +319,20 @@ func TestMalformedOperationsAreRefusedOneByOne(t *testing.T) {
 	client := c.as("edge", c.leader())
 	good := newID()
 	late := accept(newID(), "f", "x")
-	late.GetAccept().DelayMs = 1
+	late.GetAccept().DelayMs = uint64(wire.MaxDelay.Milliseconds()) + 1
+	unhashed := accept(newID(), "f", "x")
+	unhashed.GetAccept().IdempotencyKey = "k"
+	long := accept(newID(), "f", "x")
+	long.GetAccept().IdempotencyKey, long.GetAccept().RequestHash = strings.Repeat("k", 201), make([]byte, 16)
 	big := accept(newID(), "f", "x")
 	big.GetAccept().Size = wire.MaxPayload + 1
 	ops := []*wire.Op{
-		accept([]byte("short"), "f", "x"), accept(newID(), "", "x"), accept(newID(), strings.Repeat("f", 254), "x"), late, big,
+		accept([]byte("short"), "f", "x"), accept(newID(), "", "x"), accept(newID(), strings.Repeat("f", 254), "x"), late, big, unhashed, long,
 		{}, {Op: &wire.Op_AcceptFrame{AcceptFrame: &wire.AcceptFrame{Id: newID()}}}, accept(good, "f", "x"),
 	}
 	want := []wire.Code{
 		wire.Code_CODE_INVALID, wire.Code_CODE_INVALID, wire.Code_CODE_INVALID, wire.Code_CODE_INVALID, wire.Code_CODE_TOO_LARGE,
+		wire.Code_CODE_INVALID, wire.Code_CODE_INVALID,
 		wire.Code_CODE_INVALID, wire.Code_CODE_INVALID, wire.Code_CODE_OK,
 	}
 	results := c.submit(client, ops...)
@@ -336,7 +341,7 @@ func TestMalformedOperationsAreRefusedOneByOne(t *testing.T) {
 			t.Errorf("operation %d: %v, want %s", i, r, want[i])
 		}
 	}
-	if !strings.Contains(results[3].GetDetail(), "not yet") {
+	if !strings.Contains(results[3].GetDetail(), "720h") {
 		t.Errorf("detail %q", results[3].GetDetail())
 	}
 	if call := c.call(client, good, 0); call.GetState() != wire.CallState_CALL_STATE_QUEUED {

@@ -7,9 +7,13 @@ import (
 	"hash/crc32"
 )
 
-// Version is the first byte of an entry. It changes with every change of the encoding below; a node that reads another one
-// stops before it applies anything.
-const Version = 1
+// Version is the newest encoding, the first byte of an entry; every older one is read. An entry is written in the oldest version
+// that has all its kinds, so that nodes of two releases understand one another until something new is used. A node that reads
+// a newer one stops before it applies anything.
+const Version = 2
+
+// lastKind of each version, by version.
+var lastKind = [Version + 1]kind{1: kindSetInstallation, 2: kindForgetWith}
 
 // Limits of one entry, checked by the encoder and the decoder alike.
 const (
@@ -17,6 +21,8 @@ const (
 	MaxName = 1 << 10
 	// MaxErrorText bounds Finish.Error, in bytes.
 	MaxErrorText = 4 << 10
+	// MaxKey bounds an idempotency key, in bytes.
+	MaxKey = 200
 	// MaxEntry bounds an encoded entry, in bytes: one payload of wire.MaxPayload and room for names.
 	MaxEntry = 1<<20 + 128<<10
 	// MaxCommands bounds the commands of one entry.
@@ -37,7 +43,7 @@ var (
 type VersionError struct{ Version byte }
 
 func (e VersionError) Error() string {
-	return fmt.Sprintf("entry has encoding version %d, this program knows %d only", e.Version, Version)
+	return fmt.Sprintf("entry has encoding version %d, this program knows 1 to %d only", e.Version, Version)
 }
 
 type kind uint8
@@ -56,11 +62,42 @@ const (
 	kindSetOverride
 	kindForget
 	kindSetInstallation
+
+	// Since version 2. The …With kinds are the kinds above with fields that are not zero.
+
+	kindAcceptWith
+	kindFinishWith
+	kindBury
+	kindRedrive
+	kindPurge
+	kindForgetWith
 )
 
-func (Accept) kind() kind          { return kindAccept }
+func (c Accept) kind() kind {
+	if c.AcceptOptions != (AcceptOptions{}) {
+		return kindAcceptWith
+	}
+	return kindAccept
+}
+
+func (c Finish) kind() kind {
+	if c.Outcome == OutcomePostponed || len(c.Answer) > 0 {
+		return kindFinishWith
+	}
+	return kindFinish
+}
+
+func (c Forget) kind() kind {
+	if c.DeadKeepCount > 0 {
+		return kindForgetWith
+	}
+	return kindForget
+}
+
 func (Grant) kind() kind           { return kindGrant }
-func (Finish) kind() kind          { return kindFinish }
+func (Bury) kind() kind            { return kindBury }
+func (Redrive) kind() kind         { return kindRedrive }
+func (Purge) kind() kind           { return kindPurge }
 func (Cancel) kind() kind          { return kindCancel }
 func (OpenSession) kind() kind     { return kindOpenSession }
 func (EndSession) kind() kind      { return kindEndSession }
@@ -68,7 +105,6 @@ func (AcquireLock) kind() kind     { return kindAcquireLock }
 func (ReleaseLock) kind() kind     { return kindReleaseLock }
 func (RecordActivity) kind() kind  { return kindRecordActivity }
 func (SetOverride) kind() kind     { return kindSetOverride }
-func (Forget) kind() kind          { return kindForget }
 func (SetInstallation) kind() kind { return kindSetInstallation }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -96,9 +132,12 @@ func Assemble(nowUnixMs int64, commands [][]byte) []byte {
 		size += len(c)
 	}
 	entry := make([]byte, 5, size)
-	entry[0] = Version
+	entry[0] = 1
 	entry = binary.BigEndian.AppendUint64(entry, uint64(nowUnixMs))
 	for _, c := range commands {
+		for entry[0] < Version && kind(c[0]) > lastKind[entry[0]] {
+			entry[0]++
+		}
 		entry = append(entry, c...)
 	}
 	binary.LittleEndian.PutUint32(entry[1:5], crc32.Checksum(entry[5:], castagnoli))
@@ -113,6 +152,9 @@ func EncodeCommand(c Command) ([]byte, error) {
 		w.b = make([]byte, commandHeader, commandHeader+len(c.Payload)+len(c.Function)+32)
 		w.id(c.ID)
 		w.text(c.Function, MaxName)
+		if c.kind() == kindAcceptWith {
+			w.options(c.AcceptOptions)
+		}
 		w.b = append(w.b, c.Payload...)
 	case Grant:
 		w.id(c.ID)
@@ -126,8 +168,16 @@ func EncodeCommand(c Command) ([]byte, error) {
 		w.uint(uint64(c.Status))
 		w.text(c.Error, MaxErrorText)
 		w.int(c.NextTryUnixMs)
+		w.b = append(w.b, c.Answer...)
 	case Cancel:
 		w.id(c.ID)
+	case Bury:
+		w.id(c.ID)
+		w.text(c.Error, MaxErrorText)
+	case Redrive:
+		w.dead(c.DeadCalls)
+	case Purge:
+		w.dead(c.DeadCalls)
 	case OpenSession:
 		w.text(c.Name, MaxName)
 		w.text(c.Incarnation, MaxName)
@@ -157,6 +207,9 @@ func EncodeCommand(c Command) ([]byte, error) {
 		w.int(c.DeadBeforeUnixMs)
 		w.uint(c.KeepCount)
 		w.uint(uint64(c.Limit))
+		if c.kind() == kindForgetWith {
+			w.uint(c.DeadKeepCount)
+		}
 	case SetInstallation:
 		w.text(c.ID, MaxName)
 	default:
@@ -180,7 +233,7 @@ func Decode(entry []byte) (Batch, error) {
 	if len(entry) == 0 {
 		return Batch{}, fmt.Errorf("decoding an empty entry: %w", ErrMalformed)
 	}
-	if entry[0] != Version {
+	if entry[0] == 0 || entry[0] > Version {
 		return Batch{}, VersionError{Version: entry[0]}
 	}
 	if len(entry) < HeaderSize || len(entry) > MaxEntry {
@@ -196,6 +249,9 @@ func Decode(entry []byte) (Batch, error) {
 			return Batch{}, fmt.Errorf("decoding more than %d commands: %w", MaxCommands, ErrMalformed)
 		}
 		k := kind(rest[0])
+		if k > lastKind[entry[0]] {
+			return Batch{}, fmt.Errorf("decoding command %d: kind %d in version %d: %w", len(b.Commands), k, entry[0], ErrMalformed)
+		}
 		size, n := binary.Uvarint(rest[1:])
 		if n <= 0 || size > uint64(len(rest)-1-n) {
 			return Batch{}, fmt.Errorf("decoding the length of command %d: %w", len(b.Commands), ErrMalformed)
@@ -216,19 +272,32 @@ func decodeCommand(k kind, body []byte) (Command, error) {
 	r := reader{b: body}
 	var c Command
 	switch k {
-	case kindAccept:
+	case kindAccept, kindAcceptWith:
 		a := Accept{ID: r.id(), Function: r.text(MaxName)}
+		if k == kindAcceptWith {
+			a.AcceptOptions = r.options()
+		}
 		a.Payload, r.b = r.b, nil
 		c = a
 	case kindGrant:
 		c = Grant{ID: r.id(), Session: r.uint(), Replica: r.text(MaxName), MaxTries: r.uint32()}
-	case kindFinish:
-		c = Finish{
+	case kindFinish, kindFinishWith:
+		f := Finish{
 			ID: r.id(), Fence: r.uint(), Outcome: Outcome(r.uint8()), Status: r.uint32(), Error: r.text(MaxErrorText),
 			NextTryUnixMs: r.int(),
 		}
+		if k == kindFinishWith && len(r.b) > 0 {
+			f.Answer, r.b = r.b, nil
+		}
+		c = f
 	case kindCancel:
 		c = Cancel{ID: r.id()}
+	case kindBury:
+		c = Bury{ID: r.id(), Error: r.text(MaxErrorText)}
+	case kindRedrive:
+		c = Redrive{r.dead()}
+	case kindPurge:
+		c = Purge{r.dead()}
 	case kindOpenSession:
 		c = OpenSession{Name: r.text(MaxName), Incarnation: r.text(MaxName), Kind: r.uint8(), Address: r.text(MaxName)}
 	case kindEndSession:
@@ -255,8 +324,12 @@ func decodeCommand(k kind, body []byte) (Command, error) {
 			return nil, ErrMalformed
 		}
 		c = o
-	case kindForget:
-		c = Forget{BeforeUnixMs: r.int(), DeadBeforeUnixMs: r.int(), KeepCount: r.uint(), Limit: r.uint32()}
+	case kindForget, kindForgetWith:
+		f := Forget{BeforeUnixMs: r.int(), DeadBeforeUnixMs: r.int(), KeepCount: r.uint(), Limit: r.uint32()}
+		if k == kindForgetWith {
+			f.DeadKeepCount = r.uint()
+		}
+		c = f
 	case kindSetInstallation:
 		c = SetInstallation{ID: r.text(MaxName)}
 	default:
@@ -266,4 +339,32 @@ func decodeCommand(k kind, body []byte) (Command, error) {
 		return nil, fmt.Errorf("body of kind %d: %w", k, ErrMalformed)
 	}
 	return c, nil
+}
+
+func (w *writer) options(o AcceptOptions) {
+	w.int(o.NotBeforeUnixMs)
+	w.int(o.ExpireUnixMs)
+	w.uint(o.KeepResultMs)
+	w.text(o.Key, MaxKey)
+	w.b = append(w.b, o.RequestHash[:]...)
+	w.int(o.KeyUntilUnixMs)
+	w.uint(o.MaxKeys)
+}
+
+func (r *reader) options() AcceptOptions {
+	return AcceptOptions{
+		NotBeforeUnixMs: r.int(), ExpireUnixMs: r.int(), KeepResultMs: r.uint(),
+		Key: r.text(MaxKey), RequestHash: Hash(r.id()), KeyUntilUnixMs: r.int(), MaxKeys: r.uint(),
+	}
+}
+
+func (w *writer) dead(d DeadCalls) {
+	w.text(d.Function, MaxName)
+	w.id(d.ID)
+	w.uint(d.UpTo)
+	w.uint(uint64(d.Limit))
+}
+
+func (r *reader) dead() DeadCalls {
+	return DeadCalls{Function: r.text(MaxName), ID: r.id(), UpTo: r.uint(), Limit: r.uint32()}
 }

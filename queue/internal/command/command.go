@@ -29,7 +29,25 @@ type Accept struct {
 	ID       ID
 	Function string
 	Payload  []byte // opaque StoredRequest; goes to the store, never into the index
+	AcceptOptions
 }
+
+// AcceptOptions are what a caller may ask for. The zero value asks for nothing.
+type AcceptOptions struct {
+	NotBeforeUnixMs int64  // the first try not before; 0: at once
+	ExpireUnixMs    int64  // whoever leads ends the call as dead then, unless a try is under way; 0: never
+	KeepResultMs    uint64 // how long after the end the function's answer is kept; 0: not at all
+
+	// Key under which a second accept of the function with the same hash is a repeat, and one with another hash a conflict,
+	// until KeyUntilUnixMs. Empty: none, and the rest means nothing.
+	Key            string
+	RequestHash    Hash
+	KeyUntilUnixMs int64
+	MaxKeys        uint64 // with so many keys alive, a new one is refused (full); 0: no limit
+}
+
+// Hash tells one request from another.
+type Hash [16]byte
 
 // Grant starts a try of a queued or due waiting call for one session and replica. The fence is the index of the entry.
 // Refused (conflict) when the call is not Queued or Waiting, (stale) when the session is not live.
@@ -50,6 +68,8 @@ const (
 	OutcomeDead
 	OutcomeAwaiting // the function answered 202: keeps its slot, leaves its session
 	OutcomeReleased // not sent: back to Queued (or Waiting, due) at its place, the try is not counted
+	// OutcomePostponed: the function answered "not now": Waiting until NextTryUnixMs, the try is not counted.
+	OutcomePostponed
 )
 
 // Finish ends the try with this fence; another fence, or a call that is neither Running nor Awaiting, is stale and changes nothing.
@@ -59,7 +79,30 @@ type Finish struct {
 	Outcome       Outcome
 	Status        uint32 // 0: no answer
 	Error         string // for people, at most 500 bytes
-	NextTryUnixMs int64  // with OutcomeRetry
+	NextTryUnixMs int64  // with OutcomeRetry and OutcomePostponed
+	// Answer is what the function answered, an opaque StoredAnswer, to be kept with the call until its next try. Empty: nothing.
+	Answer []byte
+}
+
+// Bury ends a call that is Queued or Waiting as Dead, without a try; any other is a conflict.
+type Bury struct {
+	ID    ID
+	Error string // for people, at most 500 bytes
+}
+
+// Redrive puts dead calls of a function back among the queued ones: ids and places stay, tries restart, a maximum age does not
+// apply any more.
+type Redrive struct{ DeadCalls }
+
+// Purge forgets dead calls of a function.
+type Purge struct{ DeadCalls }
+
+// DeadCalls of one function.
+type DeadCalls struct {
+	Function string
+	ID       ID     // this one; zero: all, the oldest first
+	UpTo     uint64 // without an ID: none that ended later than this place in the order of ending
+	Limit    uint32 // without an ID: so many at most, so that apply stays short; 0: no limit
 }
 
 // Cancel ends a call that is Queued or Waiting; Running or Awaiting is a conflict, ended too.
@@ -110,13 +153,16 @@ type SetOverride struct {
 	UntilUnixMs int64
 }
 
-// Forget drops finished calls that ended before BeforeUnixMs, then the oldest finished ones over KeepCount; Dead ones ended
-// before DeadBeforeUnixMs; vanished sessions ended before BeforeUnixMs; overrides whose time is up. Payloads go with their calls.
+// Forget drops finished calls that ended before BeforeUnixMs, then the oldest finished ones over KeepCount (of those whose
+// answer is kept, the first to expire last of all); answers whose time is up; Dead calls ended before DeadBeforeUnixMs or over
+// DeadKeepCount; idempotency keys, overrides whose time is up; vanished sessions ended before BeforeUnixMs. Payloads go with
+// their calls.
 type Forget struct {
 	BeforeUnixMs     int64
 	DeadBeforeUnixMs int64
 	KeepCount        uint64 // finished calls to keep at most, dead ones not counted; 0: no limit
-	Limit            uint32 // calls dropped by this one command at most, so that apply stays short; 0: no limit
+	DeadKeepCount    uint64 // dead calls to keep at most, all functions together; 0: no limit
+	Limit            uint32 // calls, answers and keys dropped by this one command at most, so that apply stays short; 0: no limit
 }
 
 // SetInstallation names the installation, once: a second one changes nothing.

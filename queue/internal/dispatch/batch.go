@@ -13,9 +13,10 @@ const maxCommands = 512
 
 // batch is one proposal of the office: ends of tries first, so that the grants behind them may use their slots.
 type batch struct {
-	commands []command.Command // of finishes, sessions, grants, in this order
+	commands []command.Command // of finishes, sessions, expired calls, grants, in this order
 	finishes []*run
 	sessions []*session
+	overdue  []overdue
 	grants   []*pending
 }
 
@@ -38,6 +39,13 @@ func (o *office) batch(now time.Time) batch {
 		b.commands = append(b.commands, command.EndSession{Session: s.ID, Expired: true})
 	}
 	o.expired = rest(o.expired, n)
+
+	n = min(len(o.overdue), maxCommands-len(b.commands))
+	for _, c := range o.overdue[:n] {
+		b.overdue = append(b.overdue, c)
+		b.commands = append(b.commands, command.Bury{ID: c.id, Error: expired})
+	}
+	o.overdue = rest(o.overdue, n)
 
 	n = min(len(o.burials), maxCommands-len(b.commands))
 	b.grants = append(b.grants, o.burials[:n]...)
@@ -73,7 +81,9 @@ func (o *office) grants(now time.Time, limit int) []*pending {
 		}
 		replica, ok := l.slot(now)
 		if !ok {
-			o.retryAvoided(l)
+			if at := l.passedOverUntil(now); !at.IsZero() {
+				o.wakeAt(l, at)
+			}
 			continue // looked at again when a slot is free or the table changes
 		}
 		l.due.pop()
@@ -86,18 +96,6 @@ func (o *office) grants(now time.Time, limit int) []*pending {
 	}
 	o.runnable = rest(o.runnable, looked)
 	return granted
-}
-
-func (o *office) retryAvoided(l *lane) {
-	var at time.Time
-	for _, until := range l.avoid {
-		if at.IsZero() || until.Before(at) {
-			at = until
-		}
-	}
-	if !at.IsZero() {
-		o.wakeAt(l, at)
-	}
 }
 
 // freeEdge is the one with the least grants among those that can take more; nil: none can.
@@ -129,6 +127,8 @@ func (o *office) committed(b batch, results []fsm.Result, now time.Time) {
 		}
 	}
 	results = results[len(b.sessions):]
+	// A call that was not buried runs, or has ended in another way: its next wait is looked at anew.
+	results = results[len(b.overdue):]
 	for i, p := range b.grants {
 		if results[i].Code != fsm.OK {
 			o.takeBack(p, results[i].Code == fsm.Stale)
@@ -165,6 +165,7 @@ func (o *office) failed(b batch) {
 			o.expired = append(o.expired, s)
 		}
 	}
+	o.overdue = append(o.overdue, b.overdue...)
 	for _, p := range b.grants {
 		o.takeBack(p, true)
 	}

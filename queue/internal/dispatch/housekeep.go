@@ -32,6 +32,7 @@ func (d *Dispatcher) forget(ctx context.Context) (more bool) {
 		BeforeUnixMs:     now.Add(-limits.HistoryAge).UnixMilli(),
 		DeadBeforeUnixMs: now.Add(-limits.DeadAge).UnixMilli(),
 		KeepCount:        limits.KeepFinished,
+		DeadKeepCount:    limits.KeepDead,
 		Limit:            forgetLimit,
 	}
 	due := false

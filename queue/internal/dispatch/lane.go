@@ -41,6 +41,8 @@ type lane struct {
 	onReplica map[string]int
 	// avoid has replicas that an edge just gave a call back for: its table is ahead of ours. Until then.
 	avoid map[string]time.Time
+	// paused has replicas that asked to be left alone with Retry-After. Until then. A new leader asks once more.
+	paused map[string]time.Time
 
 	runnable  bool      // in the office's queue of lanes to look at
 	changed   bool      // counts moved since the last demand report
@@ -74,6 +76,7 @@ func newLane(name string) *lane {
 		cancelled: map[uint64]struct{}{},
 		onReplica: map[string]int{},
 		avoid:     map[string]time.Time{},
+		paused:    map[string]time.Time{},
 	}
 }
 
@@ -114,6 +117,26 @@ func (l *lane) dropCancelled(seq uint64) bool {
 	return true
 }
 
+// sweep takes the marked places out of the heaps.
+func (l *lane) sweep() {
+	if len(l.cancelled) == 0 {
+		return
+	}
+	due, waiting := l.due.items, l.waiting.items
+	l.due.items, l.waiting.items = nil, nil
+	for _, p := range due {
+		if !l.dropCancelled(p.seq) {
+			l.due.push(p)
+		}
+	}
+	for _, r := range waiting {
+		if !l.dropCancelled(r.seq) {
+			l.waiting.push(r)
+		}
+	}
+	clear(l.cancelled)
+}
+
 // slot chooses the ready replica with the least running, within both limits of the function.
 func (l *lane) slot(now time.Time) (replica string, ok bool) {
 	if l.Spec == nil || l.slots >= max(1, l.Spec.NumberParallelRequest) {
@@ -122,7 +145,7 @@ func (l *lane) slot(now time.Time) (replica string, ok bool) {
 	least := max(1, l.Spec.NumberParallelRequestPerPod)
 	for _, name := range l.Ready {
 		until, avoided := l.avoid[name]
-		if avoided && now.Before(until) {
+		if avoided && now.Before(until) || now.Before(l.paused[name]) {
 			continue
 		}
 		if n := l.onReplica[name]; n < least {
@@ -141,6 +164,29 @@ func (l *lane) free(replica string) {
 	l.slots--
 	if l.onReplica[replica]--; l.onReplica[replica] <= 0 {
 		delete(l.onReplica, replica)
+	}
+}
+
+// free again at the earliest; zero: no replica is passed over.
+func (l *lane) passedOverUntil(now time.Time) (at time.Time) {
+	for _, m := range []map[string]time.Time{l.avoid, l.paused} {
+		for _, until := range m {
+			if until.After(now) && (at.IsZero() || until.Before(at)) {
+				at = until
+			}
+		}
+	}
+	return at
+}
+
+// tidy forgets passing over that is done with.
+func (l *lane) tidy(now time.Time) {
+	for _, m := range []map[string]time.Time{l.avoid, l.paused} {
+		for name, until := range m {
+			if !until.After(now) {
+				delete(m, name)
+			}
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ type Limits struct {
 	HistoryAge     time.Duration // of succeeded and cancelled calls; never below 10 min, in which a repeated accept is recognised
 	DeadAge        time.Duration // of dead calls
 	KeepFinished   uint64        // succeeded and cancelled calls at most; 0: no limit
+	KeepDead       uint64        // dead calls at most; 0: no limit
 	OrphanDeadAge  time.Duration // calls of a function that left the table are dead after this
 	HousekeepEvery time.Duration // 0: 30 s
 }

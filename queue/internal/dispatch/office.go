@@ -29,9 +29,13 @@ type office struct {
 	ended     []*run // with a finish to propose
 	expired   []*session
 	burials   []*pending // calls of functions long gone
+	overdue   []overdue  // calls over their maximum age
 	deadlines heap[deadline]
 	wakes     heap[wake]
-	expiry    time.Time // no session can expire before; zero: look now
+	ages      heap[overdue]           // calls with a maximum age, by its end
+	aging     map[command.ID]struct{} // those of them that have not ended
+	agesAt    time.Time               // when the first is over
+	expiry    time.Time               // no session can expire before; zero: look now
 
 	flipped    bool   // a count left or reached zero since the last demand report
 	facts      uint64 // index of the last change of an override not yet announced; 0: none
@@ -63,6 +67,8 @@ func newOffice(m *fsm.Machine, now time.Time, settingsOf func(string) (Function,
 		sessions:   map[uint64]*session{},
 		deadlines:  heap[deadline]{before: func(a, b deadline) bool { return a.at.Before(b.at) }},
 		wakes:      heap[wake]{before: func(a, b wake) bool { return a.at.Before(b.at) }},
+		aging:      map[command.ID]struct{}{},
+		ages:       heap[overdue]{before: func(a, b overdue) bool { return a.at < b.at }},
 		flipped:    true,
 		limits:     limits,
 		settingsOf: settingsOf,
@@ -101,6 +107,7 @@ func (o *office) apply(index uint64, changes []fsm.Change, now time.Time) {
 func (o *office) enter(c fsm.Change, now time.Time, loading bool) {
 	l := o.lane(c.Call.Function, now)
 	o.count(l, c)
+	o.age(c.Call, now)
 	known := o.runs[c.Call.ID]
 	switch c.Call.State {
 	case fsm.Running:
@@ -115,6 +122,9 @@ func (o *office) enter(c fsm.Change, now time.Time, loading bool) {
 	}
 	switch c.Call.State {
 	case fsm.Queued:
+		if c.From == fsm.Dead { // redriven: it comes back to a place that may be marked
+			l.sweep()
+		}
 		l.due.push(place{c.Call.Seq, c.Call.ID})
 		o.look(l)
 	case fsm.Waiting:
@@ -230,6 +240,7 @@ func fits(f *command.Finish, after fsm.Call) bool {
 var stateAfter = map[command.Outcome]fsm.State{
 	command.OutcomeSucceeded: fsm.Succeeded,
 	command.OutcomeRetry:     fsm.Waiting,
+	command.OutcomePostponed: fsm.Waiting,
 	command.OutcomeDead:      fsm.Dead,
 	command.OutcomeAwaiting:  fsm.Awaiting,
 }
@@ -269,7 +280,7 @@ func (o *office) finish(r *run, e ending, now time.Time) {
 }
 
 func (o *office) attempt(r *run) attempt {
-	a := attempt{spec: r.spec, tries: r.Tries, maxTries: r.MaxTries}
+	a := attempt{spec: r.spec, tries: r.Tries, maxTries: r.MaxTries, expire: r.ExpireUnixMs, keep: r.KeepResult}
 	if a.spec == nil {
 		a.spec = r.lane.Spec
 	}
@@ -318,10 +329,11 @@ func (o *office) tick(now time.Time) {
 			continue
 		}
 		w.lane.wakeAt = time.Time{}
-		clear(w.lane.avoid)
+		w.lane.tidy(now)
 		o.ripen(w.lane, now)
 		o.look(w.lane)
 	}
+	o.tickAges(now)
 	if !o.expiry.After(now) {
 		o.expire(now)
 	}
@@ -352,6 +364,9 @@ func (o *office) next() time.Time {
 	if o.wakes.size() > 0 {
 		at = earlier(at, o.wakes.top().at)
 	}
+	if o.ages.size() > 0 {
+		at = earlier(at, o.agesAt)
+	}
 	return at
 }
 
@@ -362,6 +377,7 @@ func (o *office) recheck(now time.Time) {
 			o.ripen(l, now)
 		}
 	}
+	o.tickAges(now)
 }
 
 func (o *office) ripen(l *lane, now time.Time) {
@@ -419,6 +435,11 @@ func (o *office) setFunction(f Function, known bool, now time.Time) {
 	}
 	l.Function, l.goneSince = f, time.Time{}
 	clear(l.avoid)
+	for name := range l.paused {
+		if !l.has(name) { // under the same name something else may come
+			delete(l.paused, name)
+		}
+	}
 	if o.unsettled > 0 {
 		o.settle(l, f.Spec)
 	}

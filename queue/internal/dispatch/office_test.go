@@ -3,6 +3,7 @@ package dispatch
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -61,6 +62,14 @@ func (w *world) accept(name string) command.ID {
 	var id command.ID
 	binary.BigEndian.PutUint64(id[8:], w.ids)
 	w.commit(command.Accept{ID: id, Function: name, Payload: []byte("x")})
+	return id
+}
+
+func (w *world) acceptWith(name string, o command.AcceptOptions) command.ID {
+	w.ids++
+	var id command.ID
+	binary.BigEndian.PutUint64(id[8:], w.ids)
+	w.commit(command.Accept{ID: id, Function: name, Payload: []byte("x"), AcceptOptions: o})
 	return id
 }
 
@@ -566,16 +575,32 @@ func TestNothingIsLostInAnyOrder(t *testing.T) {
 				edges[i] = w.edge(e.Name, uint32(1+r.IntN(5)))
 				continue
 			}
-			switch r.IntN(14) {
-			case 0, 1, 2:
+			switch r.IntN(16) {
+			case 0, 1:
 				w.accept(names[r.IntN(3)])
+			case 2:
+				o := command.AcceptOptions{KeepResultMs: uint64(r.IntN(2))}
+				if r.IntN(2) == 0 {
+					o.NotBeforeUnixMs = w.now.UnixMilli() + int64(r.IntN(5000))
+				}
+				if r.IntN(2) == 0 {
+					o.ExpireUnixMs = w.now.UnixMilli() + int64(r.IntN(5000))
+				}
+				w.acceptWith(names[r.IntN(3)], o)
+			case 14:
+				w.commit(command.Redrive{DeadCalls: command.DeadCalls{Function: names[r.IntN(3)], UpTo: 1 << 60, Limit: uint32(r.IntN(4))}})
+			case 15:
+				w.commit(command.Purge{DeadCalls: command.DeadCalls{Function: names[r.IntN(3)], UpTo: 1 << 60, Limit: 1}})
 			case 3, 4:
 				granted = append(granted, w.sent(e)...)
 			case 5, 6:
 				if len(granted) > 0 {
 					g := granted[r.IntN(len(granted))]
 					if g.session != nil {
-						w.answer(g.session, g, []uint32{200, 202, 500, 404}[r.IntN(4)])
+						w.office.result(g.session, &wire.TryResult{
+							Id: g.ID[:], Fence: g.Fence, Outcome: wire.TryOutcome_TRY_OUTCOME_ANSWERED,
+							Status: []uint32{200, 202, 500, 404, 429}[r.IntN(5)], RetryAfterMs: uint64(r.IntN(3000)), Answer: []byte("answer"),
+						}, w.now)
 					}
 				}
 			case 7:
@@ -636,6 +661,9 @@ func TestNothingIsLostInAnyOrder(t *testing.T) {
 				t.Fatalf("seed %d: %s keeps %d slots %v, counts %+v", seed, name, l.slots, l.onReplica, l.counts)
 			}
 		}
+		if len(w.office.aging) != 0 {
+			t.Fatalf("seed %d: %d ended calls still age", seed, len(w.office.aging))
+		}
 	}
 }
 
@@ -669,11 +697,19 @@ func (w *world) check(seed uint64) {
 		if onReplicas != l.slots {
 			w.t.Fatalf("seed %d: %s has %d slots and %d on replicas", seed, name, l.slots, onReplicas)
 		}
+		marked := maps.Clone(l.cancelled)
+		count := func(p place) {
+			if _, ok := marked[p.seq]; ok {
+				delete(marked, p.seq)
+			} else {
+				places[p.id]++
+			}
+		}
 		for _, p := range l.due.items {
-			places[p.id]++
+			count(p)
 		}
 		for _, p := range l.waiting.items {
-			places[p.id]++
+			count(p.place)
 		}
 		if n := w.machine.CountersOf(name); n.Queued != l.counts.queued || n.Running != l.counts.running || n.Awaiting != l.counts.awaiting || n.Waiting != l.counts.waiting {
 			w.t.Fatalf("seed %d: %s counts %+v, the state %+v", seed, name, l.counts, n)

@@ -16,7 +16,13 @@ const (
 	// backstop is what a running try gets beyond its timeout before the leader ends it: the edge has ended it by then.
 	backstop = 5 * time.Second
 
+	// maxPause bounds what a function may ask for with Retry-After, minPause what is taken for an answer to "when".
+	maxPause = 10 * time.Minute
+	minPause = time.Second
+
 	statusAccepted      = 202
+	statusTooMany       = 429
+	statusUnavailable   = 503
 	statusCallbackOK    = 200
 	statusCallbackError = 500
 )
@@ -26,6 +32,17 @@ type ending struct {
 	outcome wire.TryOutcome
 	status  uint32 // with ANSWERED
 	text    string // why, for people
+	// later is what the function asked for with Retry-After, with ANSWERED; 0: nothing.
+	later  time.Duration
+	answer []byte // what it answered, when the caller asked to keep it
+}
+
+// pause is how long the function asked to be left alone: 429 or 503 with Retry-After. 0: it did not.
+func (e ending) pause() time.Duration {
+	if e.outcome != wire.TryOutcome_TRY_OUTCOME_ANSWERED || e.later <= 0 || e.status != statusTooMany && e.status != statusUnavailable {
+		return 0
+	}
+	return min(max(e.later, minPause), maxPause)
 }
 
 func noAnswer(text string) ending {
@@ -42,6 +59,8 @@ type attempt struct {
 	spec     *function.Specification
 	tries    uint32 // this one included
 	maxTries uint32 // when it was granted; used only without spec
+	expire   int64  // no try begins later, UTC milliseconds; 0: never
+	keep     bool   // the caller asked to keep the answer
 }
 
 // decide turns the end of a try into what the state machine is told. nowMs is the leader's wall clock.
@@ -50,24 +69,37 @@ func decide(nowMs int64, a attempt, e ending) command.Finish {
 	case wire.TryOutcome_TRY_OUTCOME_RELEASED:
 		return command.Finish{Outcome: command.OutcomeReleased, Error: e.text}
 	case wire.TryOutcome_TRY_OUTCOME_ANSWERED:
-		switch {
-		case e.status == statusAccepted:
-			return command.Finish{Outcome: command.OutcomeAwaiting, Status: e.status}
-		case a.retries(e.status):
-			return a.again(nowMs, e.status, fmt.Sprintf("status %d", e.status))
-		case e.status < 400:
-			return command.Finish{Outcome: command.OutcomeSucceeded, Status: e.status}
-		default:
-			return command.Finish{
-				Outcome: command.OutcomeDead, Status: e.status, Error: fmt.Sprintf("status %d is not retried", e.status),
-			}
+		f := a.answered(nowMs, e)
+		if a.keep && f.Outcome != command.OutcomeRetry && f.Outcome != command.OutcomePostponed {
+			f.Answer = e.answer
 		}
+		return f
 	default:
 		text := e.text
 		if text == "" {
 			text = "no answer"
 		}
 		return a.again(nowMs, 0, text)
+	}
+}
+
+func (a attempt) answered(nowMs int64, e ending) command.Finish {
+	switch pause := e.pause(); {
+	case pause > 0:
+		text := fmt.Sprintf("status %d, to be tried again after %s", e.status, pause)
+		return a.unlessExpired(command.Finish{
+			Outcome: command.OutcomePostponed, Status: e.status, Error: text, NextTryUnixMs: nowMs + pause.Milliseconds(),
+		})
+	case e.status == statusAccepted:
+		return command.Finish{Outcome: command.OutcomeAwaiting, Status: e.status}
+	case a.retries(e.status):
+		return a.again(nowMs, e.status, fmt.Sprintf("status %d", e.status))
+	case e.status < 400:
+		return command.Finish{Outcome: command.OutcomeSucceeded, Status: e.status}
+	default:
+		return command.Finish{
+			Outcome: command.OutcomeDead, Status: e.status, Error: fmt.Sprintf("status %d is not retried", e.status),
+		}
 	}
 }
 
@@ -82,7 +114,7 @@ func (a attempt) again(nowMs int64, status uint32, text string) command.Finish {
 		if a.tries >= a.maxTries {
 			f.Outcome, f.NextTryUnixMs = command.OutcomeDead, 0
 		}
-		return f
+		return a.unlessExpired(f)
 	}
 	delays := a.spec.Configuration.DefaultAsync.TimeoutRetries
 	if int(a.tries) > len(delays) {
@@ -90,6 +122,19 @@ func (a attempt) again(nowMs int64, status uint32, text string) command.Finish {
 		return f
 	}
 	f.NextTryUnixMs += int64(max(0, delays[a.tries-1])) * 1000
+	return a.unlessExpired(f)
+}
+
+// expired is the beginning of the last error of a call over its maximum age.
+const expired = "expired: over its maximum age"
+
+// unlessExpired turns a try to come into the end of the call, when it would begin too late.
+func (a attempt) unlessExpired(f command.Finish) command.Finish {
+	if a.expire != 0 && f.NextTryUnixMs > a.expire {
+		return command.Finish{
+			Outcome: command.OutcomeDead, Status: f.Status, Error: fmt.Sprintf("%s before its next try (%s)", expired, f.Error),
+		}
+	}
 	return f
 }
 

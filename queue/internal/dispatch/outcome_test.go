@@ -1,7 +1,11 @@
 package dispatch
 
 import (
+	"bytes"
+	"reflect"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/slimfaas/slimfaas/queue/internal/command"
 	"github.com/slimfaas/slimfaas/shared/function"
@@ -52,8 +56,63 @@ func TestHowATryEnds(t *testing.T) {
 	} {
 		got := decide(now, attempt{spec: x.spec, tries: x.tries, maxTries: x.maxTries}, x.ending)
 		want := command.Finish{Outcome: x.outcome, Status: x.status, NextTryUnixMs: x.next, Error: x.text}
-		if got != want {
+		if !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: %+v, want %+v", name, got, want)
+		}
+	}
+}
+
+func TestAFunctionThatSaysLaterIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	const now = 1_000_000
+	spec := specification([]int{2}, 503)
+	for name, x := range map[string]struct {
+		status  uint32
+		later   time.Duration
+		expire  int64
+		outcome command.Outcome
+		next    int64
+	}{
+		"429":                          {status: 429, later: 7 * time.Second, outcome: command.OutcomePostponed, next: now + 7000},
+		"503, also where it is listed": {status: 503, later: 7 * time.Second, outcome: command.OutcomePostponed, next: now + 7000},
+		"at least a second":            {status: 503, later: time.Millisecond, outcome: command.OutcomePostponed, next: now + 1000},
+		"at most ten minutes":          {status: 429, later: time.Hour, outcome: command.OutcomePostponed, next: now + 600_000},
+		"429 without Retry-After":      {status: 429, outcome: command.OutcomeDead},
+		"503 without Retry-After":      {status: 503, outcome: command.OutcomeRetry, next: now + 2000},
+		"another status with it":       {status: 500, later: time.Second, outcome: command.OutcomeDead},
+		"beyond its maximum age":       {status: 429, later: 7 * time.Second, expire: now + 6999, outcome: command.OutcomeDead},
+		"just within it":               {status: 429, later: 7 * time.Second, expire: now + 7000, outcome: command.OutcomePostponed, next: now + 7000},
+	} {
+		f := decide(now, attempt{spec: spec, tries: 1, expire: x.expire}, ending{
+			outcome: wire.TryOutcome_TRY_OUTCOME_ANSWERED, status: x.status, later: x.later,
+		})
+		if f.Outcome != x.outcome || f.NextTryUnixMs != x.next || f.Status != x.status || f.Error == "" {
+			t.Errorf("%s: %+v", name, f)
+		}
+	}
+}
+
+func TestARetryBeyondTheMaximumAgeIsTheEnd(t *testing.T) {
+	t.Parallel()
+	a := attempt{spec: specification([]int{2}), tries: 1, expire: 2999}
+	if f := decide(1000, a, noAnswer("cut")); f.Outcome != command.OutcomeDead || !strings.HasPrefix(f.Error, "expired") || !strings.Contains(f.Error, "cut") {
+		t.Errorf("too late: %+v", f)
+	}
+	a.expire = 3000
+	if f := decide(1000, a, noAnswer("cut")); f.Outcome != command.OutcomeRetry || f.NextTryUnixMs != 3000 {
+		t.Errorf("in time: %+v", f)
+	}
+}
+
+func TestAnAnswerIsKeptWhenItWasAskedForAndIsTheLast(t *testing.T) {
+	t.Parallel()
+	for status, want := range map[uint32]bool{200: true, 202: true, 404: true, 500: false, 429: false} {
+		for _, keep := range []bool{true, false} {
+			a := attempt{spec: specification([]int{2}, 500), tries: 1, keep: keep}
+			f := decide(0, a, ending{outcome: wire.TryOutcome_TRY_OUTCOME_ANSWERED, status: status, later: time.Second, answer: []byte("x")})
+			if got := bytes.Equal(f.Answer, []byte("x")); got != (want && keep) {
+				t.Errorf("status %d, asked for %v: kept %v", status, keep, got)
+			}
 		}
 	}
 }

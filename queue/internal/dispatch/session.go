@@ -187,9 +187,18 @@ func (o *office) result(s *session, t *wire.TryResult, now time.Time) (ahead boo
 		return false
 	}
 	r.sent, r.result = true, true
-	e := ending{outcome: t.GetOutcome(), status: t.GetStatus(), text: clip(t.GetError())}
+	e := ending{
+		outcome: t.GetOutcome(), status: t.GetStatus(), text: clip(t.GetError()),
+		later: time.Duration(min(t.GetRetryAfterMs(), uint64(maxPause.Milliseconds()))) * time.Millisecond, answer: t.GetAnswer(),
+	}
+	if len(e.answer) > wire.MaxPayload {
+		e.answer = nil // no edge of ours sends it, and no entry could carry it
+	}
 	if e.outcome == wire.TryOutcome_TRY_OUTCOME_RELEASED && r.finish == nil {
 		r.lane.avoid[r.Replica] = now.Add(avoidReplica)
+	}
+	if pause := e.pause(); pause > 0 && r.finish == nil {
+		r.lane.paused[r.Replica] = now.Add(pause)
 	}
 	o.finish(r, e, now)
 	return false

@@ -214,7 +214,7 @@ func (d *Dispatcher) sendGrant(o *office, r *run, send func(*wire.DeliverDown) e
 	err = send(&wire.DeliverDown{Down: &wire.DeliverDown_Grant{Grant: &wire.Grant{
 		Id: r.ID[:], Function: r.Function, Fence: r.Fence, Replica: r.Replica,
 		DeadlineMs: uint64(allowed.Milliseconds()), TryNumber: r.Tries, MaxTries: max(r.MaxTries, r.Tries),
-		Payload: head, Size: uint64(len(payload)),
+		Payload: head, Size: uint64(len(payload)), KeepResult: r.KeepResult,
 	}}})
 	for at := len(head); err == nil && at < len(payload); {
 		piece := payload[at:min(len(payload), at+wire.MaxFrame)]

@@ -7,15 +7,23 @@ import (
 	"github.com/slimfaas/slimfaas/queue/internal/command"
 )
 
+// maxKeep bounds what is added to a clock, in milliseconds: a hundred years.
+const maxKeep = 100 * 365 * 24 * 3600 * 1000
+
 // maxErrorText is how much of a try's error is remembered, in bytes.
 const maxErrorText = 500
 
 func (a *application) accept(c command.Accept) Result {
 	if _, known := a.calls[c.ID]; known {
-		return Result{Repeated: true}
+		return Result{Repeated: true, ID: c.ID}
 	}
 	if c.Function == "" {
 		return Result{Code: Invalid, Detail: "function is empty"}
+	}
+	if c.Key != "" {
+		if known := a.useKey(c); known != nil {
+			return *known
+		}
 	}
 	a.Machine.seq++
 	added := &call{
@@ -33,8 +41,16 @@ func (a *application) accept(c command.Accept) Result {
 		payload = []byte{} // nil would delete
 	}
 	a.put(BucketPayload, numberKey(added.seq), payload)
-	a.move(added, Queued)
-	return Result{}
+	if c.ExpireUnixMs != 0 || c.KeepResultMs != 0 {
+		added.extras = &extras{expire: c.ExpireUnixMs, keepFor: c.KeepResultMs}
+	}
+	if c.NotBeforeUnixMs > a.now {
+		added.nextTry = c.NotBeforeUnixMs
+		a.move(added, Waiting)
+	} else {
+		a.move(added, Queued)
+	}
+	return Result{ID: c.ID}
 }
 
 func (a *application) grant(c command.Grant) Result {
@@ -81,18 +97,25 @@ func (a *application) finish(c command.Finish) Result {
 		if tried.state == Awaiting {
 			return Result{Repeated: true}
 		}
-	case command.OutcomeSucceeded, command.OutcomeRetry, command.OutcomeDead:
+	case command.OutcomeSucceeded, command.OutcomeRetry, command.OutcomeDead, command.OutcomePostponed:
 	default:
 		return Result{Code: Invalid, Detail: "unknown outcome"}
 	}
 
 	tried.lastStatus = c.Status
 	tried.lastError = clip(c.Error)
+	if len(c.Answer) > 0 {
+		a.keep(tried, c.Answer)
+	}
 	switch c.Outcome {
 	case command.OutcomeAwaiting:
 		tried.try.session = 0
 		a.move(tried, Awaiting)
-	case command.OutcomeRetry:
+	case command.OutcomeRetry, command.OutcomePostponed:
+		if c.Outcome == command.OutcomePostponed {
+			tried.tries--
+		}
+		a.dropAnswer(tried)
 		tried.try = nil
 		tried.nextTry = c.NextTryUnixMs
 		a.move(tried, Waiting)
@@ -116,6 +139,19 @@ func (a *application) cancel(c command.Cancel) Result {
 	return Result{}
 }
 
+func (a *application) bury(c command.Bury) Result {
+	buried, ok := a.calls[c.ID]
+	if !ok {
+		return Result{Code: NotFound, Detail: "no such call"}
+	}
+	if buried.state != Queued && buried.state != Waiting {
+		return Result{Code: Conflict, Detail: "call runs or has ended"}
+	}
+	buried.lastError = clip(c.Error)
+	a.end(buried, Dead)
+	return Result{}
+}
+
 // end finishes a call for good. The payload of a dead one is kept: it is a dead letter until it is forgotten.
 func (a *application) end(c *call, state State) {
 	c.try = nil
@@ -124,13 +160,45 @@ func (a *application) end(c *call, state State) {
 	a.Machine.ended++
 	c.ended = a.ended
 	a.unfinished.remove(c)
-	if state == Dead {
-		a.dead.push(c)
-	} else {
-		a.finished.push(c)
+	if state != Dead {
 		a.remove(BucketPayload, numberKey(c.seq))
 	}
+	if c.extras != nil && c.extras.answer != 0 {
+		c.extras.keptUntil = a.now + int64(min(c.extras.keepFor, maxKeep))
+	}
+	a.Machine.place(c, state)
 	a.move(c, state)
+}
+
+// place puts an ended call where it belongs.
+func (m *Machine) place(c *call, state State) {
+	switch {
+	case state == Dead:
+		c.function.dead.push(c)
+		m.dead++
+	case c.extras != nil && c.extras.keptUntil != 0:
+		m.kept.push(c)
+	default:
+		m.finished.push(c)
+	}
+}
+
+// keep puts away what the function answered, under a sequence of its own; without a caller who asked for it, nothing.
+func (a *application) keep(c *call, answer []byte) {
+	if c.extras == nil || c.extras.keepFor == 0 {
+		return
+	}
+	a.dropAnswer(c)
+	a.Machine.seq++
+	c.extras.answer = a.seq
+	a.put(BucketPayload, numberKey(a.seq), answer)
+}
+
+func (a *application) dropAnswer(c *call) {
+	if c.extras != nil && c.extras.answer != 0 {
+		a.remove(BucketPayload, numberKey(c.extras.answer))
+		c.extras.answer, c.extras.keptUntil = 0, 0
+	}
 }
 
 // move changes the state of a call, and everything that counts states.
@@ -176,7 +244,10 @@ func (c *call) export() Call {
 	e := Call{
 		ID: c.id, Seq: c.seq, Function: c.function.name, State: c.state, Tries: c.tries, MaxTries: c.maxTries,
 		EnqueuedUnixMs: c.enqueued, StartedUnixMs: c.started, FinishedUnixMs: c.finished,
-		LastStatus: c.lastStatus, LastError: c.lastError, Size: c.size,
+		LastStatus: c.lastStatus, LastError: c.lastError, Size: c.size, Ended: c.ended,
+	}
+	if x := c.extras; x != nil {
+		e.ExpireUnixMs, e.KeepResult, e.Answer, e.KeptUntilMs = x.expire, x.keepFor > 0, x.answer, x.keptUntil
 	}
 	if c.state == Waiting {
 		e.NextTryUnixMs = c.nextTry

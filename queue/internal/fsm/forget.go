@@ -1,17 +1,36 @@
 package fsm
 
-import "github.com/slimfaas/slimfaas/queue/internal/command"
+import (
+	"math"
+
+	"github.com/slimfaas/slimfaas/queue/internal/command"
+)
 
 func (a *application) forget(c command.Forget) Result {
 	left := int64(c.Limit)
 	if c.Limit == 0 {
-		left = int64(len(a.calls))
+		left = math.MaxInt64
+	}
+	for ; left > 0 && a.keepsTooLong(); left-- {
+		a.endKeeping()
 	}
 	for ; left > 0 && a.overdue(c); left-- {
-		a.drop(&a.finished)
+		if a.finished.first != nil {
+			a.drop(a.finished.first)
+		} else {
+			a.drop(a.kept.top())
+		}
 	}
-	for ; left > 0 && a.overdueDead(c); left-- {
-		a.drop(&a.dead)
+	for left > 0 {
+		f := a.overdueDead(c)
+		if f == nil {
+			break
+		}
+		a.drop(f.dead.first)
+		left--
+	}
+	for ; left > 0 && a.keyIsOld(); left-- {
+		a.dropOldestKey()
 	}
 	for _, id := range sortedKeys(a.sessions) {
 		if s := a.sessions[id]; s.Vanished && s.EndedUnixMs < c.BeforeUnixMs {
@@ -23,28 +42,69 @@ func (a *application) forget(c command.Forget) Result {
 			a.endOverride(o)
 		}
 	}
-	return Result{More: a.overdue(c) || a.overdueDead(c)}
+	return Result{More: a.keepsTooLong() || a.overdue(c) || a.overdueDead(c) != nil || a.keyIsOld()}
 }
 
+// overdue says whether a finished call is to be forgotten: the first one, or, over the count and without any other, the one whose
+// answer would go first.
 func (m *Machine) overdue(c command.Forget) bool {
-	oldest := m.finished.first
-	return oldest != nil &&
-		(oldest.finished < c.BeforeUnixMs || c.KeepCount > 0 && uint64(m.finished.size) > c.KeepCount)
+	if c.KeepCount > 0 && uint64(m.finished.size+m.kept.size()) > c.KeepCount {
+		return true
+	}
+	return m.finished.first != nil && m.finished.first.finished < c.BeforeUnixMs
 }
 
-func (m *Machine) overdueDead(c command.Forget) bool {
-	return m.dead.first != nil && m.dead.first.finished < c.DeadBeforeUnixMs
+// overdueDead is the function with the dead call to be forgotten next; nil: none is.
+func (m *Machine) overdueDead(c command.Forget) *function {
+	var oldest *function
+	tooMany := c.DeadKeepCount > 0 && uint64(m.dead) > c.DeadKeepCount
+	for _, f := range m.functions {
+		if first := f.dead.first; first != nil && (tooMany || first.finished < c.DeadBeforeUnixMs) &&
+			(oldest == nil || first.ended < oldest.dead.first.ended) { // places are unique: the order of the map does not matter
+			oldest = f
+		}
+	}
+	return oldest
 }
 
-func (a *application) drop(l *list) {
-	c := l.first
-	l.remove(c)
+func (m *Machine) keepsTooLong() bool {
+	return m.kept.size() > 0 && m.kept.top().extras.keptUntil <= m.now
+}
+
+// endKeeping takes the answer away whose time is up. Its call is history from now on.
+func (a *application) endKeeping() {
+	c := a.kept.pop()
+	a.dropAnswer(c)
+	a.Machine.ended++
+	c.ended = a.ended
+	a.Machine.place(c, c.state)
+	a.touch(c)
+}
+
+// drop forgets an ended call: the first finished one, the first kept one, or any dead one.
+func (a *application) drop(c *call) {
+	switch {
+	case c.state == Dead:
+		c.function.dead.remove(c)
+		a.Machine.dead--
+		a.remove(BucketPayload, numberKey(c.seq))
+	case c.extras != nil && c.extras.keptUntil != 0:
+		a.kept.pop()
+	default:
+		a.finished.remove(c)
+	}
+	a.dropAnswer(c)
 	delete(a.calls, c.id)
 	c.dropped = true
 	a.remove(BucketCall, numberKey(c.seq))
-	if c.state == Dead {
-		a.remove(BucketPayload, numberKey(c.seq))
+}
+
+// soonerKept orders by the end of the keeping.
+func soonerKept(a, b *call) bool {
+	if a.extras.keptUntil != b.extras.keptUntil {
+		return a.extras.keptUntil < b.extras.keptUntil
 	}
+	return a.seq < b.seq
 }
 
 // list of calls, linked through the calls themselves. The zero value is empty.

@@ -14,15 +14,18 @@ const (
 	Conflict      // the state forbids it
 	Stale         // the fence or session has moved on
 	Invalid
+	Full // a limit that the command carries is reached
 )
 
 // Result of one command.
 type Result struct {
 	Code     Code
 	Detail   string
-	Index    uint64 // id of the session, token of the lock, fence of the grant; 0 otherwise
-	Repeated bool   // accept: the id was known; awaiting: it was so already; open session, acquire lock: already had
-	More     bool   // forget: its limit ended it, propose another
+	Index    uint64     // id of the session, token of the lock, fence of the grant; 0 otherwise
+	Repeated bool       // accept: the id or its key was known; awaiting: it was so already; open session, acquire lock: already had
+	More     bool       // forget, redrive, purge: its limit ended it, propose another
+	ID       command.ID // accept, unless refused: of the call, which with a known key is the first one's
+	Count    uint64     // redrive, purge: calls
 }
 
 // Bucket names a part of the store.
@@ -32,14 +35,15 @@ type Bucket uint8
 const (
 	BucketMeta     Bucket = iota // "state": clock and counters; "installation"
 	BucketCall                   // sequence → call record without payload
-	BucketPayload                // sequence → payload bytes
+	BucketPayload                // sequence → payload bytes; the answer of a call, when it is kept, has a sequence of its own
 	BucketFunction               // function → conservation counters
 	BucketSession                // session id → session record
 	BucketLock                   // lock → lock record
 	BucketActivity               // function → unix ms
 	BucketOverride               // function → override record
+	BucketKey                    // digest of function and idempotency key → key record
 
-	Buckets = int(BucketOverride) + 1 // how many there are
+	Buckets = int(BucketKey) + 1 // how many there are
 )
 
 // Op is one store operation: Value nil deletes the key. All operations of an entry are executed in one transaction together
@@ -75,6 +79,7 @@ type Call struct {
 	EnqueuedUnixMs int64
 	StartedUnixMs  int64 // of the last try
 	NextTryUnixMs  int64 // with Waiting
+	ExpireUnixMs   int64 // no try begins later; 0: never
 	FinishedUnixMs int64
 	LastStatus     uint32
 	LastError      string
@@ -82,6 +87,10 @@ type Call struct {
 	Fence          uint64 // with Running and Awaiting
 	Replica        string // with Running and Awaiting
 	Size           uint32 // of the payload
+	Ended          uint64 // place in the order of ending; 0: unfinished
+	KeepResult     bool   // the caller asked to keep what the function answers
+	Answer         uint64 // sequence of the kept answer; 0: none
+	KeptUntilMs    int64  // with an Answer, once the call has ended: UTC milliseconds
 }
 
 // Topic says what a Change is about.

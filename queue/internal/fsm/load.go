@@ -25,11 +25,7 @@ func Load(index uint64, each func(func(Op) error) error) (*Machine, error) {
 	}
 	slices.SortFunc(ended, func(a, b *call) int { return cmp.Compare(a.ended, b.ended) })
 	for _, c := range ended {
-		if c.state == Dead {
-			m.dead.push(c)
-		} else {
-			m.finished.push(c)
-		}
+		m.place(c, c.state)
 	}
 	return m, nil
 }
@@ -76,6 +72,13 @@ func (m *Machine) load(o Op, ended *[]*call) (err error) {
 		var override Override
 		override, err = decodeOverride(o.Key, o.Value)
 		m.overrides[override.Function] = override
+	case BucketKey:
+		digest, k, err := decodeKey(o.Key, o.Value)
+		if err != nil {
+			return err
+		}
+		m.keys[digest] = k
+		m.keysByAge.push(agingKey{k.until, digest})
 	}
 	return err
 }
@@ -112,6 +115,9 @@ func (m *Machine) Each(yield func(Op) error) error {
 	}
 	for _, name := range sortedKeys(m.overrides) {
 		add(BucketOverride, []byte(name), encodeOverride(m.overrides[name]))
+	}
+	for _, digest := range sortedDigests(m.keys) {
+		add(BucketKey, digest[:], encodeKey(m.keys[digest]))
 	}
 	for _, o := range ops {
 		if err := yield(o); err != nil {

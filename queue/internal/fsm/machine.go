@@ -19,8 +19,14 @@ type Machine struct {
 
 	calls     map[command.ID]*call
 	functions map[string]*function
-	// Each call is in exactly one list. unfinished is in order of acceptance, the others in order of finishing.
-	unfinished, finished, dead list
+	// Each call is in exactly one place: unfinished (in no order that means anything), finished (in order of ending), kept
+	// (succeeded, with an answer, until its time is up), or the dead of its function (in order of ending).
+	unfinished, finished list
+	kept                 heap[*call]
+	dead                 int // of all functions
+
+	keys      map[keyDigest]key
+	keysByAge heap[agingKey]
 
 	sessions  map[uint64]*Session // live and vanished
 	names     map[string]uint64   // name → its one session
@@ -33,6 +39,7 @@ type Machine struct {
 type function struct {
 	name     string
 	counters Counters
+	dead     list
 	touched  bool
 }
 
@@ -42,6 +49,7 @@ type call struct {
 
 	function   *function
 	try        *try
+	extras     *extras // nil: none
 	lastError  string
 	seq        uint64
 	ended      uint64 // place in the order of finishing; 0: unfinished
@@ -68,10 +76,21 @@ type try struct {
 	started int64 // of the try before
 }
 
+// extras are what few calls have.
+type extras struct {
+	expire    int64  // no try begins later, UTC milliseconds; 0: never
+	keepFor   uint64 // after the end, milliseconds; 0: the answer is not asked for
+	answer    uint64 // its sequence; 0: none
+	keptUntil int64  // once the call has ended with an answer
+}
+
 // New is the state before the first entry.
 func New() *Machine {
 	return &Machine{
 		calls:     make(map[command.ID]*call),
+		kept:      heap[*call]{before: soonerKept},
+		keys:      make(map[keyDigest]key),
+		keysByAge: heap[agingKey]{before: agingKey.before},
 		functions: make(map[string]*function),
 		sessions:  make(map[uint64]*Session),
 		names:     make(map[string]uint64),
@@ -115,6 +134,12 @@ func (a *application) apply(c command.Command) Result {
 		return a.finish(c)
 	case command.Cancel:
 		return a.cancel(c)
+	case command.Bury:
+		return a.bury(c)
+	case command.Redrive:
+		return a.redrive(c)
+	case command.Purge:
+		return a.purge(c)
 	case command.OpenSession:
 		return a.openSession(c)
 	case command.EndSession:

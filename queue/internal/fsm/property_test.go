@@ -87,12 +87,12 @@ func (g *generator) command(now int64) command.Command {
 			g.ids++
 		}
 		payload := make([]byte, g.IntN(40))
-		return command.Accept{ID: g.id(), Function: g.name("f-", 3), Payload: payload}
+		return command.Accept{ID: g.id(), Function: g.name("f-", 3), Payload: payload, AcceptOptions: g.options(now)}
 	case p < 55:
 		return command.Grant{ID: g.id(), Session: g.session(), Replica: g.name("r-", 3), MaxTries: uint32(g.IntN(4))}
 	case p < 80:
 		f := command.Finish{
-			ID: g.id(), Outcome: command.Outcome(g.IntN(7)), Status: uint32(g.IntN(600)), NextTryUnixMs: now + int64(g.IntN(5000)),
+			ID: g.id(), Outcome: command.Outcome(g.IntN(8)), Status: uint32(g.IntN(600)), NextTryUnixMs: now + int64(g.IntN(5000)),
 		}
 		if c, ok := g.machine.Call(f.ID); ok && g.IntN(4) > 0 {
 			f.Fence = c.Fence
@@ -102,9 +102,18 @@ func (g *generator) command(now int64) command.Command {
 		if g.IntN(3) == 0 {
 			f.Error = string(bytes.Repeat([]byte("é"), g.IntN(400)))
 		}
+		if g.IntN(3) == 0 {
+			f.Answer = make([]byte, g.IntN(30))
+		}
 		return f
-	case p < 84:
+	case p < 82:
 		return command.Cancel{ID: g.id()}
+	case p < 83:
+		return command.Bury{ID: g.id(), Error: "expired"}
+	case p < 84:
+		return command.Redrive{DeadCalls: g.dead()}
+	case p < 85:
+		return command.Purge{DeadCalls: g.dead()}
 	case p < 87:
 		return command.OpenSession{Name: g.name("s-", 4), Incarnation: g.name("i-", 2), Kind: uint8(1 + g.IntN(2))}
 	case p < 89:
@@ -122,15 +131,42 @@ func (g *generator) command(now int64) command.Command {
 	case p < 99:
 		return command.Forget{
 			BeforeUnixMs: now - int64(g.IntN(20000)), DeadBeforeUnixMs: now - int64(g.IntN(40000)),
-			KeepCount: uint64(g.IntN(20)), Limit: uint32(g.IntN(10)),
+			KeepCount: uint64(g.IntN(20)), DeadKeepCount: uint64(g.IntN(40)), Limit: uint32(g.IntN(10)),
 		}
 	default:
 		return command.SetInstallation{ID: g.name("x-", 2)}
 	}
 }
 
-// Properties, after every entry of any commands: conservation; the store holds exactly the state, and payloads exactly of
-// unfinished and dead calls; a machine loaded from the store answers everything after as the one that lived on; one command
+func (g *generator) options(now int64) (o command.AcceptOptions) {
+	if g.IntN(4) == 0 {
+		o.NotBeforeUnixMs = now + int64(g.IntN(4000)) - 1000
+	}
+	if g.IntN(4) == 0 {
+		o.ExpireUnixMs = now + int64(g.IntN(4000))
+	}
+	if g.IntN(2) == 0 {
+		o.KeepResultMs = uint64(g.IntN(8000))
+	}
+	if g.IntN(3) == 0 {
+		o.Key, o.RequestHash = g.name("k-", 20), command.Hash{byte(g.IntN(2))}
+		o.KeyUntilUnixMs, o.MaxKeys = now+int64(g.IntN(6000)), uint64(g.IntN(15))
+	}
+	return o
+}
+
+func (g *generator) dead() command.DeadCalls {
+	d := command.DeadCalls{Function: g.name("f-", 3)}
+	if g.IntN(2) == 0 {
+		d.ID = g.id()
+	} else {
+		d.UpTo, d.Limit = g.machine.ended-min(g.machine.ended, uint64(g.IntN(3))), uint32(g.IntN(4))
+	}
+	return d
+}
+
+// Properties, after every entry of any commands: conservation, redriving, purging and burying included; the store holds exactly
+// the state, payloads exactly of unfinished and dead calls, and the kept answers; a key leads to the same id until its time is up; a machine loaded from the store answers everything after as the one that lived on; one command
 // per entry gives the same as many.
 func TestRandomCommandsKeepTheLaws(t *testing.T) {
 	t.Parallel()
@@ -152,11 +188,15 @@ func run(t *testing.T, seed uint64, entries int) {
 	reloaded, single := New(), New()
 	stored, storedSingly := disk{}, disk{}
 	now := int64(1_000_000)
+	keys := keyModel{}
 	for index := uint64(1); index <= uint64(entries); index++ {
 		now += int64(g.IntN(1000))
 		b := g.batch(now)
 		results, changes, ops := g.machine.Apply(index, b)
 		stored.execute(ops)
+		if err := keys.check(g.machine, b, results); err != nil {
+			t.Fatalf("seed %d, entry %d: %v", seed, index, err)
+		}
 
 		otherResults, otherChanges, otherOps := reloaded.Apply(index, b)
 		if !reflect.DeepEqual(results, otherResults) || !reflect.DeepEqual(changes, otherChanges) || !reflect.DeepEqual(ops, otherOps) {
@@ -188,15 +228,56 @@ func run(t *testing.T, seed uint64, entries int) {
 	}
 }
 
+// keyModel is the promise of idempotency keys, kept the simple way.
+type keyModel map[[2]string]struct {
+	id    command.ID
+	hash  command.Hash
+	until int64
+}
+
+func (known keyModel) check(m *Machine, b command.Batch, results []Result) error {
+	for i, c := range b.Commands {
+		a, ok := c.(command.Accept)
+		r := results[i]
+		if !ok || a.Key == "" || r.Repeated && r.ID == a.ID {
+			continue // not keyed, or known by its id
+		}
+		pair := [2]string{a.Function, a.Key}
+		k, used := known[pair]
+		used = used && k.until > m.now
+		switch {
+		case used && k.hash == a.RequestHash && (!r.Repeated || r.ID != k.id):
+			return errors.New("a repeat was not recognised")
+		case used && k.hash != a.RequestHash && r.Code != Conflict:
+			return errors.New("another request under a key was let through")
+		case !used && r.Code == OK:
+			if r.Repeated {
+				return errors.New("a new key was taken for a repeat")
+			}
+			k.id, k.hash, k.until = a.ID, a.RequestHash, a.KeyUntilUnixMs
+			known[pair] = k
+		case !used && (r.Code != Full || a.MaxKeys == 0):
+			return errors.New("a new key was refused")
+		}
+	}
+	return nil
+}
+
 func lawful(m *Machine, stored disk) error {
 	gauges := map[string]*Counters{}
 	payloads := 0
-	seen := uint64(0)
-	for c := range m.Unfinished() {
-		if c.Seq <= seen {
-			return errors.New("unfinished calls are out of order")
+	hasAnswer := func(c Call) bool {
+		if c.Answer == 0 {
+			return true
 		}
-		seen = c.Seq
+		payloads++
+		_, ok := stored[BucketPayload][string(numberKey(c.Answer))]
+		return ok && c.KeepResult
+	}
+	for c := range m.Unfinished() {
+		if !hasAnswer(c) || c.Answer != 0 && c.State != Awaiting {
+			return errors.New("answer of an unfinished call does not fit")
+		}
 		n := gauges[c.Function]
 		if n == nil {
 			n = &Counters{}
@@ -214,7 +295,15 @@ func lawful(m *Machine, stored disk) error {
 		}
 		payloads++
 	}
+	for c := range m.Finished() {
+		if !hasAnswer(c) || (c.Answer != 0) != (c.KeptUntilMs != 0) {
+			return errors.New("answer of a finished call does not fit")
+		}
+	}
 	for c := range m.DeadLetters() {
+		if !hasAnswer(c) {
+			return errors.New("answer of a dead letter does not fit")
+		}
 		if _, ok := stored[BucketPayload][string(numberKey(c.Seq))]; !ok {
 			return errors.New("payload of a dead letter is gone")
 		}
@@ -236,6 +325,9 @@ func lawful(m *Machine, stored disk) error {
 	if unfinished+finished+dead != len(m.calls) || len(m.calls) != len(stored[BucketCall]) {
 		return errors.New("lists, index and store do not hold the same calls")
 	}
+	if len(m.keys) != m.keysByAge.size() || len(m.keys) != len(stored[BucketKey]) {
+		return errors.New("keys, their order and the store differ")
+	}
 	held := map[uint64]bool{}
 	for _, s := range m.Sessions() {
 		held[s.ID] = !s.Vanished
@@ -252,7 +344,7 @@ func lawful(m *Machine, stored disk) error {
 func BenchmarkApply(b *testing.B) {
 	m := New()
 	payload := make([]byte, 1024)
-	before := heap()
+	before := heapInUse()
 	b.ReportAllocs()
 	b.ResetTimer()
 	for i := range b.N {
@@ -261,11 +353,11 @@ func BenchmarkApply(b *testing.B) {
 		m.Apply(uint64(i+1), command.Batch{Commands: []command.Command{command.Accept{ID: id, Function: "f", Payload: payload}}})
 	}
 	b.StopTimer()
-	b.ReportMetric(float64(heap()-before)/float64(b.N), "B/call")
+	b.ReportMetric(float64(heapInUse()-before)/float64(b.N), "B/call")
 	runtime.KeepAlive(m)
 }
 
-func heap() uint64 {
+func heapInUse() uint64 {
 	runtime.GC()
 	var stats runtime.MemStats
 	runtime.ReadMemStats(&stats)

@@ -24,23 +24,82 @@ func (m *Machine) Call(id command.ID) (Call, bool) {
 	return c.export(), true
 }
 
-// Unfinished gives the calls that are Queued, Running, Awaiting or Waiting, in order of acceptance.
+// Unfinished gives the calls that are Queued, Running, Awaiting or Waiting, in no order that means anything.
 func (m *Machine) Unfinished() iter.Seq[Call] { return m.unfinished.all() }
 
-// DeadLetters gives the dead calls, in order of their death.
-func (m *Machine) DeadLetters() iter.Seq[Call] { return m.dead.all() }
+// DeadLetters gives the dead calls, function by function in order of their names, in order of their death.
+func (m *Machine) DeadLetters() iter.Seq[Call] {
+	return func(yield func(Call) bool) {
+		for _, name := range sortedKeys(m.functions) {
+			for c := range m.functions[name].dead.all() {
+				if !yield(c) {
+					return
+				}
+			}
+		}
+	}
+}
 
-// Finished gives the remembered succeeded and cancelled calls, in order of their end.
-func (m *Machine) Finished() iter.Seq[Call] { return m.finished.all() }
+// DeadOf gives a function's dead calls, newest first, behind the one with the id after; its zero value begins with the newest.
+// ok false: after is no dead call of the function.
+func (m *Machine) DeadOf(function string, after command.ID) (calls iter.Seq[Call], ok bool) {
+	var from *call
+	f := m.functions[function]
+	switch {
+	case after != (command.ID{}):
+		c := m.calls[after]
+		if c == nil || c.state != Dead || c.function != f {
+			return nil, false
+		}
+		from = c.previous
+	case f != nil:
+		from = f.dead.last
+	}
+	return func(yield func(Call) bool) {
+		for c := from; c != nil && yield(c.export()); c = c.previous {
+		}
+	}, true
+}
+
+// Finished gives the remembered succeeded and cancelled calls: in order of their end, then those with a kept answer.
+func (m *Machine) Finished() iter.Seq[Call] {
+	return func(yield func(Call) bool) {
+		for c := range m.finished.all() {
+			if !yield(c) {
+				return
+			}
+		}
+		for _, c := range m.kept.items {
+			if !yield(c.export()) {
+				return
+			}
+		}
+	}
+}
+
+// Known says whether this accept would enqueue nothing: its id or its key is known.
+func (m *Machine) Known(c command.Accept) bool {
+	if _, known := m.calls[c.ID]; known {
+		return true
+	}
+	if c.Key == "" {
+		return false
+	}
+	k, known := m.keys[digestOf(c.Function, c.Key)]
+	return known && k.until > m.now
+}
+
+// Keys is how many idempotency keys are remembered.
+func (m *Machine) Keys() int { return len(m.keys) }
 
 // Sizes says how many calls are in each of the three.
 func (m *Machine) Sizes() (unfinished, finished, dead int) {
-	return m.unfinished.size, m.finished.size, m.dead.size
+	return m.unfinished.size, m.finished.size + m.kept.size(), m.dead
 }
 
 // Forgettable says whether this Forget would do anything: without a call of it nothing is proposed.
 func (m *Machine) Forgettable(c command.Forget) bool {
-	if m.overdue(c) || m.overdueDead(c) {
+	if m.keepsTooLong() || m.overdue(c) || m.overdueDead(c) != nil || m.keyIsOld() {
 		return true
 	}
 	for _, s := range m.sessions {

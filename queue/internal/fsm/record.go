@@ -49,6 +49,12 @@ func encodeCall(c *call) []byte {
 		b = append(b, byte(c.try.from))
 		b = binary.AppendVarint(b, c.try.started)
 	}
+	if x := c.extras; x != nil {
+		b = binary.AppendVarint(b, x.expire)
+		b = binary.AppendUvarint(b, x.keepFor)
+		b = binary.AppendUvarint(b, x.answer)
+		b = binary.AppendVarint(b, x.keptUntil)
+	}
 	return b
 }
 
@@ -68,6 +74,9 @@ func (m *Machine) decodeCall(key, value []byte) (*call, error) {
 	c.ended = r.uint()
 	if c.state == Running || c.state == Awaiting {
 		c.try = &try{session: r.uint(), fence: r.uint(), replica: r.text(), from: State(r.uint()), started: r.int()}
+	}
+	if len(r.b) > 0 {
+		c.extras = &extras{expire: r.int(), keepFor: r.uint(), answer: r.uint(), keptUntil: r.int()}
 	}
 	return c, r.end()
 }

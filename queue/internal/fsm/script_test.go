@@ -145,6 +145,9 @@ func (s *stage) state(out *strings.Builder) {
 	if m.Installation() != "" {
 		fmt.Fprintf(out, "installation %s\n", m.Installation())
 	}
+	if m.Keys() != 0 {
+		fmt.Fprintf(out, "keys %d\n", m.Keys())
+	}
 	for c := range m.Unfinished() {
 		if _, ok := s.stored[fmt.Sprintf("payload/%d", c.Seq)]; !ok {
 			s.t.Errorf("no payload for %s", showCall(c))
@@ -161,18 +164,32 @@ func (s *stage) parse(line string) command.Command {
 	}
 	switch words[0] {
 	case "accept":
-		return command.Accept{ID: scriptID(second), Function: f["fn"], Payload: []byte(f["payload"])}
+		o := command.AcceptOptions{
+			NotBeforeUnixMs: f.int("notbefore"), ExpireUnixMs: f.int("expire"), KeepResultMs: uint64(f.int("keep")),
+			Key: f["key"], KeyUntilUnixMs: f.int("until"), MaxKeys: uint64(f.int("maxkeys")),
+		}
+		copy(o.RequestHash[:], f["hash"])
+		return command.Accept{ID: scriptID(second), Function: f["fn"], Payload: []byte(f["payload"]), AcceptOptions: o}
 	case "grant":
 		return command.Grant{ID: scriptID(second), Session: uint64(f.int("session")), Replica: f["replica"], MaxTries: uint32(f.int("max"))}
 	case "finish":
 		outcome := map[string]command.Outcome{
 			"succeeded": command.OutcomeSucceeded, "retry": command.OutcomeRetry, "dead": command.OutcomeDead,
 			"awaiting": command.OutcomeAwaiting, "released": command.OutcomeReleased,
+			"postponed": command.OutcomePostponed,
 		}[f["outcome"]]
 		return command.Finish{
 			ID: scriptID(second), Fence: uint64(f.int("fence")), Outcome: outcome, Status: uint32(f.int("status")),
-			Error: f["error"], NextTryUnixMs: f.int("next"),
+			Error: f["error"], NextTryUnixMs: f.int("next"), Answer: []byte(f["answer"]),
 		}
+	case "bury":
+		return command.Bury{ID: scriptID(second), Error: f["error"]}
+	case "redrive", "purge":
+		d := command.DeadCalls{Function: f["fn"], ID: scriptID(second), UpTo: uint64(f.int("upto")), Limit: uint32(f.int("limit"))}
+		if words[0] == "redrive" {
+			return command.Redrive{DeadCalls: d}
+		}
+		return command.Purge{DeadCalls: d}
 	case "cancel":
 		return command.Cancel{ID: scriptID(second)}
 	case "open":
@@ -191,7 +208,8 @@ func (s *stage) parse(line string) command.Command {
 		return command.SetOverride{Function: second, Replicas: int32(f.int("replicas")), UntilUnixMs: f.int("until")}
 	case "forget":
 		return command.Forget{
-			BeforeUnixMs: f.int("before"), DeadBeforeUnixMs: f.int("dead"), KeepCount: uint64(f.int("keep")), Limit: uint32(f.int("limit")),
+			BeforeUnixMs: f.int("before"), DeadBeforeUnixMs: f.int("dead"), KeepCount: uint64(f.int("keep")),
+			DeadKeepCount: uint64(f.int("keepdead")), Limit: uint32(f.int("limit")),
 		}
 	case "install":
 		return command.SetInstallation{ID: second}
@@ -228,7 +246,7 @@ func scriptID(word string) (id command.ID) {
 func word(id command.ID) string { return strings.TrimRight(string(id[:]), "\x00") }
 
 var (
-	codeNames  = []string{"ok", "not found", "conflict", "stale", "invalid"}
+	codeNames  = []string{"ok", "not found", "conflict", "stale", "invalid", "full"}
 	stateNames = []string{"new", "Queued", "Running", "Awaiting", "Waiting", "Succeeded", "Dead", "Cancelled"}
 )
 
@@ -239,6 +257,12 @@ func showResult(r Result) string {
 	}
 	if r.Repeated {
 		out += " repeated"
+		if r.ID != (command.ID{}) {
+			out += "=" + word(r.ID)
+		}
+	}
+	if r.Count != 0 {
+		out += fmt.Sprintf(" count=%d", r.Count)
 	}
 	if r.More {
 		out += " more"
@@ -257,7 +281,7 @@ func showCall(c Call) string {
 		value int64
 	}{
 		{"enqueued", c.EnqueuedUnixMs}, {"started", c.StartedUnixMs}, {"next", c.NextTryUnixMs}, {"finished", c.FinishedUnixMs},
-		{"status", int64(c.LastStatus)}, {"session", int64(c.Session)}, {"fence", int64(c.Fence)},
+		{"expire", c.ExpireUnixMs}, {"answer", int64(c.Answer)}, {"kept", c.KeptUntilMs}, {"status", int64(c.LastStatus)}, {"session", int64(c.Session)}, {"fence", int64(c.Fence)},
 	} {
 		if field.value != 0 {
 			fmt.Fprintf(&out, " %s=%d", field.name, field.value)
@@ -298,12 +322,14 @@ func showChange(c Change) string {
 	}
 }
 
-var scriptBuckets = []string{"meta", "call", "payload", "function", "session", "lock", "activity", "override"}
+var scriptBuckets = []string{"meta", "call", "payload", "function", "session", "lock", "activity", "override", "key"}
 
 func showKey(o Op) string {
 	switch o.Bucket {
 	case BucketCall, BucketPayload, BucketSession:
 		return fmt.Sprintf("%s/%d", scriptBuckets[o.Bucket], binary.BigEndian.Uint64(o.Key))
+	case BucketKey:
+		return fmt.Sprintf("%s/%.4x", scriptBuckets[o.Bucket], o.Key)
 	default:
 		return fmt.Sprintf("%s/%s", scriptBuckets[o.Bucket], o.Key)
 	}

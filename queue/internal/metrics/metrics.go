@@ -66,6 +66,7 @@ var (
 
 	applied    = single("slimfaas_queue_applied_index", "Raft index at which the figures of calls are true.")
 	remembered = prometheus.NewDesc("slimfaas_queue_calls", "Calls in memory.", []string{"kind"}, nil)
+	keys       = single("slimfaas_queue_idempotency_keys", "Idempotency keys remembered.")
 	sessions   = single("slimfaas_queue_sessions", "Live sessions of edges and scalers.")
 
 	logAppends = single("slimfaas_raft_log_appends_total", "Commits of this node's Raft log, each of one or more entries.")
@@ -92,7 +93,7 @@ var (
 func (Collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		accepted, redriven, succeeded, dead, cancelled, queued, running, waiting, readyItems, inFlightItems, retryItems,
-		applied, remembered, sessions, leading, term, commit, runs, granting, streams, synced,
+		applied, remembered, keys, sessions, leading, term, commit, runs, granting, streams, synced,
 		logAppends, logFsyncs, logEntries, logBytes, logSeconds,
 		busPeers, busClients, busSlow, busDropped,
 	} {
@@ -111,10 +112,11 @@ func (c Collector) Collect(out chan<- prometheus.Metric) {
 
 	var index uint64
 	var functions []fsm.FunctionCounters
-	var unfinished, finished, deadCalls, live int
+	var unfinished, finished, deadCalls, live, remembering int
 	c.sources.Node.View(func(m *fsm.Machine) {
 		index, functions = m.Applied(), m.Counters()
 		unfinished, finished, deadCalls = m.Sizes()
+		remembering = m.Keys()
 		for _, s := range m.Sessions() {
 			if !s.Vanished {
 				live++
@@ -138,6 +140,7 @@ func (c Collector) Collect(out chan<- prometheus.Metric) {
 	gauge(remembered, float64(unfinished), "unfinished")
 	gauge(remembered, float64(finished), "finished")
 	gauge(remembered, float64(deadCalls), "dead")
+	gauge(keys, float64(remembering))
 	gauge(sessions, float64(live))
 
 	written := c.sources.Log.LogStats()

@@ -51,6 +51,14 @@ const (
 	QueueServiceHeartbeatProcedure = "/slimfaas.v1.QueueService/Heartbeat"
 	// QueueServiceGetCallProcedure is the fully-qualified name of the QueueService's GetCall RPC.
 	QueueServiceGetCallProcedure = "/slimfaas.v1.QueueService/GetCall"
+	// QueueServiceGetResultProcedure is the fully-qualified name of the QueueService's GetResult RPC.
+	QueueServiceGetResultProcedure = "/slimfaas.v1.QueueService/GetResult"
+	// QueueServiceListDeadProcedure is the fully-qualified name of the QueueService's ListDead RPC.
+	QueueServiceListDeadProcedure = "/slimfaas.v1.QueueService/ListDead"
+	// QueueServiceRedriveProcedure is the fully-qualified name of the QueueService's Redrive RPC.
+	QueueServiceRedriveProcedure = "/slimfaas.v1.QueueService/Redrive"
+	// QueueServicePurgeProcedure is the fully-qualified name of the QueueService's Purge RPC.
+	QueueServicePurgeProcedure = "/slimfaas.v1.QueueService/Purge"
 	// QueueServiceFactsProcedure is the fully-qualified name of the QueueService's Facts RPC.
 	QueueServiceFactsProcedure = "/slimfaas.v1.QueueService/Facts"
 	// QueueServiceDemandProcedure is the fully-qualified name of the QueueService's Demand RPC.
@@ -72,6 +80,14 @@ type QueueServiceClient interface {
 	Heartbeat(context.Context, *connect.Request[wire.HeartbeatRequest]) (*connect.Response[wire.HeartbeatResponse], error)
 	// GetCall reads one call, linearizably; with wait_ms it answers when the call ends or the time is up.
 	GetCall(context.Context, *connect.Request[wire.GetCallRequest]) (*connect.Response[wire.GetCallResponse], error)
+	// GetResult reads what the function answered to a call whose caller asked to keep it, linearizably.
+	GetResult(context.Context, *connect.Request[wire.GetResultRequest]) (*connect.Response[wire.GetResultResponse], error)
+	// ListDead lists the dead calls of a function, newest first, linearizably.
+	ListDead(context.Context, *connect.Request[wire.ListDeadRequest]) (*connect.Response[wire.ListDeadResponse], error)
+	// Redrive puts dead calls back into the queue: ids and places stay, tries restart. Calls that die meanwhile are left.
+	Redrive(context.Context, *connect.Request[wire.RedriveRequest]) (*connect.Response[wire.RedriveResponse], error)
+	// Purge forgets dead calls.
+	Purge(context.Context, *connect.Request[wire.PurgeRequest]) (*connect.Response[wire.PurgeResponse], error)
 	// Facts reads sessions, locks, history and operator overrides, linearizably, from one applied index.
 	Facts(context.Context, *connect.Request[wire.FactsRequest]) (*connect.Response[wire.FactsResponse], error)
 	// Demand reads the full demand of every function from the leader.
@@ -115,6 +131,30 @@ func NewQueueServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(queueServiceMethods.ByName("GetCall")),
 			connect.WithClientOptions(opts...),
 		),
+		getResult: connect.NewClient[wire.GetResultRequest, wire.GetResultResponse](
+			httpClient,
+			baseURL+QueueServiceGetResultProcedure,
+			connect.WithSchema(queueServiceMethods.ByName("GetResult")),
+			connect.WithClientOptions(opts...),
+		),
+		listDead: connect.NewClient[wire.ListDeadRequest, wire.ListDeadResponse](
+			httpClient,
+			baseURL+QueueServiceListDeadProcedure,
+			connect.WithSchema(queueServiceMethods.ByName("ListDead")),
+			connect.WithClientOptions(opts...),
+		),
+		redrive: connect.NewClient[wire.RedriveRequest, wire.RedriveResponse](
+			httpClient,
+			baseURL+QueueServiceRedriveProcedure,
+			connect.WithSchema(queueServiceMethods.ByName("Redrive")),
+			connect.WithClientOptions(opts...),
+		),
+		purge: connect.NewClient[wire.PurgeRequest, wire.PurgeResponse](
+			httpClient,
+			baseURL+QueueServicePurgeProcedure,
+			connect.WithSchema(queueServiceMethods.ByName("Purge")),
+			connect.WithClientOptions(opts...),
+		),
 		facts: connect.NewClient[wire.FactsRequest, wire.FactsResponse](
 			httpClient,
 			baseURL+QueueServiceFactsProcedure,
@@ -142,6 +182,10 @@ type queueServiceClient struct {
 	deliver   *connect.Client[wire.DeliverUp, wire.DeliverDown]
 	heartbeat *connect.Client[wire.HeartbeatRequest, wire.HeartbeatResponse]
 	getCall   *connect.Client[wire.GetCallRequest, wire.GetCallResponse]
+	getResult *connect.Client[wire.GetResultRequest, wire.GetResultResponse]
+	listDead  *connect.Client[wire.ListDeadRequest, wire.ListDeadResponse]
+	redrive   *connect.Client[wire.RedriveRequest, wire.RedriveResponse]
+	purge     *connect.Client[wire.PurgeRequest, wire.PurgeResponse]
 	facts     *connect.Client[wire.FactsRequest, wire.FactsResponse]
 	demand    *connect.Client[wire.DemandRequest, wire.DemandReport]
 	cluster   *connect.Client[wire.ClusterRequest, wire.ClusterResponse]
@@ -165,6 +209,26 @@ func (c *queueServiceClient) Heartbeat(ctx context.Context, req *connect.Request
 // GetCall calls slimfaas.v1.QueueService.GetCall.
 func (c *queueServiceClient) GetCall(ctx context.Context, req *connect.Request[wire.GetCallRequest]) (*connect.Response[wire.GetCallResponse], error) {
 	return c.getCall.CallUnary(ctx, req)
+}
+
+// GetResult calls slimfaas.v1.QueueService.GetResult.
+func (c *queueServiceClient) GetResult(ctx context.Context, req *connect.Request[wire.GetResultRequest]) (*connect.Response[wire.GetResultResponse], error) {
+	return c.getResult.CallUnary(ctx, req)
+}
+
+// ListDead calls slimfaas.v1.QueueService.ListDead.
+func (c *queueServiceClient) ListDead(ctx context.Context, req *connect.Request[wire.ListDeadRequest]) (*connect.Response[wire.ListDeadResponse], error) {
+	return c.listDead.CallUnary(ctx, req)
+}
+
+// Redrive calls slimfaas.v1.QueueService.Redrive.
+func (c *queueServiceClient) Redrive(ctx context.Context, req *connect.Request[wire.RedriveRequest]) (*connect.Response[wire.RedriveResponse], error) {
+	return c.redrive.CallUnary(ctx, req)
+}
+
+// Purge calls slimfaas.v1.QueueService.Purge.
+func (c *queueServiceClient) Purge(ctx context.Context, req *connect.Request[wire.PurgeRequest]) (*connect.Response[wire.PurgeResponse], error) {
+	return c.purge.CallUnary(ctx, req)
 }
 
 // Facts calls slimfaas.v1.QueueService.Facts.
@@ -193,6 +257,14 @@ type QueueServiceHandler interface {
 	Heartbeat(context.Context, *connect.Request[wire.HeartbeatRequest]) (*connect.Response[wire.HeartbeatResponse], error)
 	// GetCall reads one call, linearizably; with wait_ms it answers when the call ends or the time is up.
 	GetCall(context.Context, *connect.Request[wire.GetCallRequest]) (*connect.Response[wire.GetCallResponse], error)
+	// GetResult reads what the function answered to a call whose caller asked to keep it, linearizably.
+	GetResult(context.Context, *connect.Request[wire.GetResultRequest]) (*connect.Response[wire.GetResultResponse], error)
+	// ListDead lists the dead calls of a function, newest first, linearizably.
+	ListDead(context.Context, *connect.Request[wire.ListDeadRequest]) (*connect.Response[wire.ListDeadResponse], error)
+	// Redrive puts dead calls back into the queue: ids and places stay, tries restart. Calls that die meanwhile are left.
+	Redrive(context.Context, *connect.Request[wire.RedriveRequest]) (*connect.Response[wire.RedriveResponse], error)
+	// Purge forgets dead calls.
+	Purge(context.Context, *connect.Request[wire.PurgeRequest]) (*connect.Response[wire.PurgeResponse], error)
 	// Facts reads sessions, locks, history and operator overrides, linearizably, from one applied index.
 	Facts(context.Context, *connect.Request[wire.FactsRequest]) (*connect.Response[wire.FactsResponse], error)
 	// Demand reads the full demand of every function from the leader.
@@ -232,6 +304,30 @@ func NewQueueServiceHandler(svc QueueServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(queueServiceMethods.ByName("GetCall")),
 		connect.WithHandlerOptions(opts...),
 	)
+	queueServiceGetResultHandler := connect.NewUnaryHandler(
+		QueueServiceGetResultProcedure,
+		svc.GetResult,
+		connect.WithSchema(queueServiceMethods.ByName("GetResult")),
+		connect.WithHandlerOptions(opts...),
+	)
+	queueServiceListDeadHandler := connect.NewUnaryHandler(
+		QueueServiceListDeadProcedure,
+		svc.ListDead,
+		connect.WithSchema(queueServiceMethods.ByName("ListDead")),
+		connect.WithHandlerOptions(opts...),
+	)
+	queueServiceRedriveHandler := connect.NewUnaryHandler(
+		QueueServiceRedriveProcedure,
+		svc.Redrive,
+		connect.WithSchema(queueServiceMethods.ByName("Redrive")),
+		connect.WithHandlerOptions(opts...),
+	)
+	queueServicePurgeHandler := connect.NewUnaryHandler(
+		QueueServicePurgeProcedure,
+		svc.Purge,
+		connect.WithSchema(queueServiceMethods.ByName("Purge")),
+		connect.WithHandlerOptions(opts...),
+	)
 	queueServiceFactsHandler := connect.NewUnaryHandler(
 		QueueServiceFactsProcedure,
 		svc.Facts,
@@ -260,6 +356,14 @@ func NewQueueServiceHandler(svc QueueServiceHandler, opts ...connect.HandlerOpti
 			queueServiceHeartbeatHandler.ServeHTTP(w, r)
 		case QueueServiceGetCallProcedure:
 			queueServiceGetCallHandler.ServeHTTP(w, r)
+		case QueueServiceGetResultProcedure:
+			queueServiceGetResultHandler.ServeHTTP(w, r)
+		case QueueServiceListDeadProcedure:
+			queueServiceListDeadHandler.ServeHTTP(w, r)
+		case QueueServiceRedriveProcedure:
+			queueServiceRedriveHandler.ServeHTTP(w, r)
+		case QueueServicePurgeProcedure:
+			queueServicePurgeHandler.ServeHTTP(w, r)
 		case QueueServiceFactsProcedure:
 			queueServiceFactsHandler.ServeHTTP(w, r)
 		case QueueServiceDemandProcedure:
@@ -289,6 +393,22 @@ func (UnimplementedQueueServiceHandler) Heartbeat(context.Context, *connect.Requ
 
 func (UnimplementedQueueServiceHandler) GetCall(context.Context, *connect.Request[wire.GetCallRequest]) (*connect.Response[wire.GetCallResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("slimfaas.v1.QueueService.GetCall is not implemented"))
+}
+
+func (UnimplementedQueueServiceHandler) GetResult(context.Context, *connect.Request[wire.GetResultRequest]) (*connect.Response[wire.GetResultResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("slimfaas.v1.QueueService.GetResult is not implemented"))
+}
+
+func (UnimplementedQueueServiceHandler) ListDead(context.Context, *connect.Request[wire.ListDeadRequest]) (*connect.Response[wire.ListDeadResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("slimfaas.v1.QueueService.ListDead is not implemented"))
+}
+
+func (UnimplementedQueueServiceHandler) Redrive(context.Context, *connect.Request[wire.RedriveRequest]) (*connect.Response[wire.RedriveResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("slimfaas.v1.QueueService.Redrive is not implemented"))
+}
+
+func (UnimplementedQueueServiceHandler) Purge(context.Context, *connect.Request[wire.PurgeRequest]) (*connect.Response[wire.PurgeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("slimfaas.v1.QueueService.Purge is not implemented"))
 }
 
 func (UnimplementedQueueServiceHandler) Facts(context.Context, *connect.Request[wire.FactsRequest]) (*connect.Response[wire.FactsResponse], error) {
