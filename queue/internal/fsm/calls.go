@@ -11,7 +11,7 @@ import (
 const maxErrorText = 500
 
 func (a *application) accept(c command.Accept) Result {
-	if _, known := a.calls[c.ID]; known {
+	if a.known(c.ID) {
 		return Result{Repeated: true}
 	}
 	if c.Function == "" {
@@ -38,7 +38,7 @@ func (a *application) accept(c command.Accept) Result {
 }
 
 func (a *application) grant(c command.Grant) Result {
-	granted, ok := a.calls[c.ID]
+	granted, ok := a.find(c.ID)
 	if !ok {
 		return Result{Code: NotFound, Detail: "no such call"}
 	}
@@ -59,7 +59,7 @@ func (a *application) grant(c command.Grant) Result {
 }
 
 func (a *application) finish(c command.Finish) Result {
-	tried, ok := a.calls[c.ID]
+	tried, ok := a.find(c.ID)
 	if !ok {
 		return Result{Code: NotFound, Detail: "no such call"}
 	}
@@ -105,7 +105,7 @@ func (a *application) finish(c command.Finish) Result {
 }
 
 func (a *application) cancel(c command.Cancel) Result {
-	cancelled, ok := a.calls[c.ID]
+	cancelled, ok := a.find(c.ID)
 	if !ok {
 		return Result{Code: NotFound, Detail: "no such call"}
 	}

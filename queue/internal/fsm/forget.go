@@ -40,6 +40,7 @@ func (a *application) drop(l *list) {
 	c := l.first
 	l.remove(c)
 	delete(a.calls, c.id)
+	a.accountCall(c, nil, nil)
 	c.dropped = true
 	a.remove(BucketCall, numberKey(c.seq))
 	if c.state == Dead {

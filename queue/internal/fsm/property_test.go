@@ -233,7 +233,7 @@ func lawful(m *Machine, stored disk) error {
 		}
 	}
 	unfinished, finished, dead := m.Sizes()
-	if unfinished+finished+dead != len(m.calls) || len(m.calls) != len(stored[BucketCall]) {
+	if unfinished+finished+dead != len(m.calls)+m.backlog.size || unfinished+finished+dead != len(stored[BucketCall]) {
 		return errors.New("lists, index and store do not hold the same calls")
 	}
 	held := map[uint64]bool{}

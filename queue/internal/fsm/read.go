@@ -1,7 +1,9 @@
 package fsm
 
 import (
+	"cmp"
 	"iter"
+	"slices"
 
 	"github.com/slimfaas/slimfaas/queue/internal/command"
 )
@@ -17,15 +19,42 @@ func (m *Machine) Installation() string { return m.installation }
 
 // Call finds a call that lives or is remembered.
 func (m *Machine) Call(id command.ID) (Call, bool) {
-	c, ok := m.calls[id]
+	if c, ok := m.calls[id]; ok {
+		return c.export(), true
+	}
+	position, ok := m.backlog.find(id)
 	if !ok {
 		return Call{}, false
 	}
-	return c.export(), true
+	return m.awaken(*m.backlog.at(position)).export(), true
 }
 
 // Unfinished gives the calls that are Queued, Running, Awaiting or Waiting, in order of acceptance.
-func (m *Machine) Unfinished() iter.Seq[Call] { return m.unfinished.all() }
+func (m *Machine) Unfinished() iter.Seq[Call] {
+	return func(yield func(Call) bool) {
+		touched := make([]*call, 0, m.unfinished.size)
+		for c := m.unfinished.first; c != nil; c = c.next {
+			touched = append(touched, c)
+		}
+		slices.SortFunc(touched, func(a, b *call) int { return cmp.Compare(a.seq, b.seq) })
+		for p := range m.backlog.all() {
+			for len(touched) > 0 && touched[0].seq < p.seq {
+				if !yield(touched[0].export()) {
+					return
+				}
+				touched = touched[1:]
+			}
+			if !yield(m.awaken(*p).export()) {
+				return
+			}
+		}
+		for _, c := range touched {
+			if !yield(c.export()) {
+				return
+			}
+		}
+	}
+}
 
 // DeadLetters gives the dead calls, in order of their death.
 func (m *Machine) DeadLetters() iter.Seq[Call] { return m.dead.all() }
@@ -35,7 +64,7 @@ func (m *Machine) Finished() iter.Seq[Call] { return m.finished.all() }
 
 // Sizes says how many calls are in each of the three.
 func (m *Machine) Sizes() (unfinished, finished, dead int) {
-	return m.unfinished.size, m.finished.size, m.dead.size
+	return m.unfinished.size + m.backlog.size, m.finished.size, m.dead.size
 }
 
 // Forgettable says whether this Forget would do anything: without a call of it nothing is proposed.
@@ -55,6 +84,9 @@ func (m *Machine) Forgettable(c command.Forget) bool {
 	}
 	return false
 }
+
+// IndexBytes is about how much memory the calls that wait take, in bytes.
+func (m *Machine) IndexBytes() int { return m.backlog.bytes() }
 
 // Sessions gives live and vanished ones by id.
 func (m *Machine) Sessions() []Session {
