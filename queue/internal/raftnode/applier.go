@@ -39,6 +39,7 @@ type applier struct {
 	index     waitIndex
 	sizes     logSizes
 	hashes    hashes
+	collector collector
 }
 
 var (
@@ -52,12 +53,13 @@ func newApplier(s *store.Store, log *slog.Logger, fail func(error)) (*applier, e
 	if err != nil {
 		return nil, fmt.Errorf("loading the state: %w", err)
 	}
-	a := &applier{store: s, log: log, fail: fail, machine: machine}
+	a := &applier{store: s, log: log, fail: fail, machine: machine, collector: newCollector()}
 	a.listeners.Store(&[]func(uint64, []fsm.Change){})
 	a.index.init()
 	a.index.advance(machine.Applied())
 	a.sizes.due = make(chan struct{}, 1)
 	a.hashes.add(machine.Applied(), machine.Hash())
+	a.collector.pace(machine.IndexBytes())
 	return a, nil
 }
 
@@ -154,6 +156,7 @@ func (a *applier) execute(logs []*raft.Log, batches []command.Batch, results []a
 			last = l.Index
 			a.hashes.add(last, a.machine.Hash())
 		}
+		a.collector.pace(a.machine.IndexBytes())
 	}()
 	if last == 0 {
 		return nil

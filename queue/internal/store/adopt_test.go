@@ -1,0 +1,128 @@
+package store
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"testing"
+
+	"github.com/slimfaas/slimfaas/queue/internal/fsm"
+)
+
+// A snapshot is received, and the process dies at each step on the way to having it as its state.
+func TestAReceivedSnapshotIsTheStateOnceItsRecordSaysSo(t *testing.T) {
+	t.Parallel()
+	source, m := open(t), fsm.New()
+	accept(t, m, source, 1, "one")
+	accept(t, m, source, 5, "five")
+	sent := snapshotOf(t, source)
+
+	dir := t.TempDir()
+	begin := func(atLeast uint64) *Store {
+		t.Helper()
+		s, err := Open(dir, atLeast)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	s, own := begin(0), fsm.New()
+	accept(t, own, s, 2, "own")
+	in, err := s.Receive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.Write(sent[:len(sent)-10]); err != nil {
+		t.Fatal(err)
+	}
+	// Dies half way: nothing came.
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = begin(0)
+	if _, err := os.Stat(s.path(incomingFile)); !errors.Is(err, os.ErrNotExist) || s.Durable() != 2 {
+		t.Fatalf("at %d, %v", s.Durable(), err)
+	}
+	// Dies before raft's record of it: nothing came.
+	if err := receive(s, bytes.NewReader(sent), 5); err != nil || !s.Incoming() {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = begin(0)
+	if s.Durable() != 2 || s.Incoming() {
+		t.Fatalf("at %d", s.Durable())
+	}
+	// Dies after it: the state is the received one.
+	if err := receive(s, bytes.NewReader(sent), 7); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = begin(7)
+	if s.Durable() != 7 || load(t, s).Hash() != m.Hash() {
+		t.Fatalf("at %d", s.Durable())
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// The log was cut and the state is older: there is nothing to go on from.
+	if _, err := Open(dir, 8); !errors.Is(err, ErrLost) {
+		t.Fatalf("older than the log goes back: %v", err)
+	}
+	s = begin(7)
+	accept(t, load(t, s), s, 8, "goes on")
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestABackupIsAtTheIndexOfTheLogThatAdoptsIt(t *testing.T) {
+	t.Parallel()
+	source, m := open(t), fsm.New()
+	accept(t, m, source, 500, "one")
+	for _, c := range []struct {
+		purpose Purpose
+		want    uint64
+	}{{Replica, 500}, {Backup, 3}} {
+		snapshot, err := source.Snapshot(c.purpose)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b bytes.Buffer
+		if n, err := snapshot.WriteTo(&b); err != nil || n != snapshot.Size() {
+			t.Fatalf("%d bytes, said %d: %v", n, snapshot.Size(), err)
+		}
+		snapshot.Release()
+		s := open(t)
+		if err := errors.Join(receive(s, &b, 3), s.Adopt()); err != nil {
+			t.Fatal(err)
+		}
+		if s.Durable() != c.want {
+			t.Fatalf("purpose %d is at %d, want %d", c.purpose, s.Durable(), c.want)
+		}
+	}
+}
+
+func TestCommitKeepsItsPaceWhileTheFileIsWritten(t *testing.T) {
+	t.Parallel()
+	s, m := open(t), fsm.New()
+	payload := string(make([]byte, 1<<20))
+	for index := range uint64(64) { // many layers
+		accept(t, m, s, index+1, payload)
+		if s.Applied() != index+1 || s.Durable() > index+1 {
+			t.Fatalf("applied %d, durable %d", s.Applied(), s.Durable())
+		}
+	}
+	if s.Durable() < 30 {
+		t.Fatalf("durable is %d of 64 MiB", s.Durable())
+	}
+	if err := s.Flush(70); err != nil || s.Durable() != 70 { // entries that are not ours are in between
+		t.Fatalf("durable %d: %v", s.Durable(), err)
+	}
+	if load(t, s).Hash() != m.Hash() {
+		t.Fatal("state differs")
+	}
+}
