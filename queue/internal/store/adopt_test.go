@@ -6,6 +6,7 @@ import (
 	"os"
 	"testing"
 
+	"github.com/slimfaas/slimfaas/queue/internal/command"
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
 )
 
@@ -125,4 +126,43 @@ func TestCommitKeepsItsPaceWhileTheFileIsWritten(t *testing.T) {
 	if load(t, s).Hash() != m.Hash() {
 		t.Fatal("state differs")
 	}
+}
+
+func TestADrainedBacklogGivesItsSpaceBackAtTheNextStart(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s, err := Open(dir, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := fsm.New()
+	payload := string(make([]byte, 1<<20))
+	for index := range uint64(90) {
+		accept(t, m, s, index+1, payload)
+	}
+	if err := s.Flush(90); err != nil {
+		t.Fatal(err)
+	}
+	for index := range uint64(89) {
+		_, _, ops := m.Apply(91+index, command.Batch{Commands: []command.Command{command.Cancel{ID: command.ID{byte(index + 1)}}}})
+		if err := s.Commit(91+index, ops); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := s.Size()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, err = Open(dir, 179)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	if s.Size() > before/8 || load(t, s).Hash() != m.Hash() {
+		t.Fatalf("%d bytes, were %d; or another state", s.Size(), before)
+	}
+	if p, err := s.Payload(90); err != nil || string(p) != payload {
+		t.Fatalf("%d bytes, %v", len(p), err)
+	}
+	accept(t, m, s, 180, "goes on")
 }

@@ -41,8 +41,14 @@ const (
 	// fillPercent of pages: keys only ever grow, so pages are left nearly full.
 	fillPercent = 0.9
 
-	stateFile    = "state.db"
-	incomingFile = "incoming.db"
+	stateFile     = "state.db"
+	incomingFile  = "incoming.db"
+	compactedFile = "compacted.db"
+
+	// compactBytes of free pages, and three quarters of the file, make it worth copying the rest when the node starts.
+	compactBytes = 64 << 20
+	// compactStep is how much of it one transaction copies, in bytes.
+	compactStep = 16 << 20
 )
 
 var (
@@ -101,8 +107,11 @@ func Open(dir string, atLeast uint64) (*Store, error) {
 			return nil, fmt.Errorf("state is at %d, want %d: %w", applied, atLeast, err)
 		}
 	}
-	if err := discard(s.path(incomingFile)); err != nil {
+	if err := errors.Join(discard(s.path(incomingFile)), discard(s.path(compactedFile))); err != nil {
 		return nil, errors.Join(err, db.Close())
+	}
+	if db, err = s.compact(db); err != nil {
+		return nil, err
 	}
 	s.db, s.applied, s.durable = db, applied, applied
 	s.written.Go(s.write)
@@ -129,6 +138,36 @@ func (s *Store) openIncoming(atLeast uint64) (*bbolt.DB, uint64, error) {
 		return nil, applied, err
 	}
 	return openState(s.path(stateFile))
+}
+
+// compact gives the space of a backlog that is gone back to the disk: the file itself never shrinks.
+func (s *Store) compact(db *bbolt.DB) (*bbolt.DB, error) {
+	var size, free int64
+	err := db.View(func(tx *bbolt.Tx) error {
+		size, free = tx.Size(), int64(db.Stats().FreePageN)*int64(db.Info().PageSize)
+		return nil
+	})
+	if err != nil || free < compactBytes || free < size/4*3 {
+		return db, err
+	}
+	small, err := bbolt.Open(s.path(compactedFile), fileMode, &bbolt.Options{
+		NoSync: true, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType, Timeout: lockTimeout,
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("making the compacted state: %w", err), db.Close())
+	}
+	err = errors.Join(bbolt.Compact(small, db, compactStep), small.Sync(), small.Close(), db.Close())
+	if err != nil {
+		return nil, fmt.Errorf("compacting the state: %w", err)
+	}
+	if err := os.Rename(s.path(compactedFile), s.path(stateFile)); err != nil {
+		return nil, fmt.Errorf("putting the compacted state in place: %w", err)
+	}
+	if err := syncDir(s.dir); err != nil {
+		return nil, err
+	}
+	db, _, err = openState(s.path(stateFile))
+	return db, err
 }
 
 // install puts the received file in place of the state's.
