@@ -173,6 +173,11 @@ func run(t *testing.T, seed uint64, entries int) {
 			t.Fatalf("seed %d, entry %d: %v", seed, index, err)
 		}
 		if g.IntN(20) == 0 {
+			var records uint64
+			_ = g.machine.Each(func(o Op) error { records += recordHash(o.Bucket, o.Key, o.Value); return nil })
+			if records != g.machine.Hash() {
+				t.Fatalf("seed %d, entry %d: hash is not that of the records", seed, index)
+			}
 			loaded, err := Load(index, stored.each)
 			if err != nil {
 				t.Fatal(err)

@@ -1,0 +1,135 @@
+package raftnode
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/slimfaas/slimfaas/queue/internal/fsm"
+	"github.com/slimfaas/slimfaas/queue/internal/store"
+)
+
+func TestARestartBeginsWhereTheStateOnDiskIs(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3, nil)
+	for i := range uint64(20) {
+		c.mustPropose(accept(i+1, []byte("payload")))
+	}
+	c.settle()
+	var hash, applied uint64
+	c.nodes[0].View(func(m *fsm.Machine) { hash, applied = m.Hash(), m.Applied() })
+	for i := range c.nodes {
+		c.kill(i)
+	}
+	alone := c.start(0) // and without the others nothing of the log can be applied
+	alone.View(func(m *fsm.Machine) {
+		if m.Hash() != hash || m.Applied() != applied {
+			t.Fatalf("at %d, was at %d", m.Applied(), applied)
+		}
+	})
+	if alone.Applied() != applied {
+		t.Fatalf("says %d", alone.Applied())
+	}
+	if payload, err := alone.Payload(20); err != nil || string(payload) != "payload" {
+		t.Fatalf("payload %q, %v", payload, err)
+	}
+	c.start(1)
+	c.mustPropose(accept(21, nil))
+}
+
+func TestStateThatIsGoneAfterTheLogWasCutIsRefused(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, nil)
+	for i := range uint64(20) {
+		c.mustPropose(accept(i+1, nil))
+	}
+	dir := c.configs[0].Dir
+	if err := c.nodes[0].snapshot(); err != nil {
+		t.Fatal(err)
+	}
+	c.kill(0)
+	kept := filepath.Join(dir, "kept")
+	if err := os.Rename(filepath.Join(dir, "state"), kept); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(c.configs[0]); !errors.Is(err, store.ErrLost) {
+		t.Fatalf("without its state: %v", err)
+	}
+	record, err := os.ReadFile(filepath.Join(dir, snapshotFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.RemoveAll(filepath.Join(dir, "state")), os.Rename(kept, filepath.Join(dir, "state"))); err != nil {
+		t.Fatal(err)
+	}
+	for at := range record {
+		damaged := bytes.Clone(record)
+		damaged[at] ^= 1
+		if err := os.WriteFile(filepath.Join(dir, snapshotFile), damaged, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := openSnapshots(dir); err == nil {
+			t.Fatalf("flipped bit in byte %d: read as %+v", at, s.latest)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, snapshotFile), record, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.start(0)
+	c.mustPropose(accept(21, nil))
+}
+
+func TestADamagedPayloadEndsTheNodeInsteadOfBeingServed(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, nil)
+	payload := []byte("a payload that is easily found")
+	c.mustPropose(accept(1, payload))
+	c.kill(0)
+	file := filepath.Join(c.configs[0].Dir, "state", "state.db")
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content[bytes.Index(content, payload)] ^= 1
+	if err := os.WriteFile(file, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := c.start(0)
+	if got, err := n.Payload(1); !errors.Is(err, store.ErrDamaged) || got != nil {
+		t.Fatalf("%q, %v", got, err)
+	}
+	if err := <-n.Done(); !errors.Is(err, store.ErrDamaged) {
+		t.Fatal(err)
+	}
+}
+
+func TestHashesAreEqualAtEqualIndex(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3, nil)
+	for i := range uint64(30) {
+		c.mustPropose(accept(i+1, []byte("payload")))
+	}
+	c.settle()
+	last := c.nodes[0].Applied()
+	seen := map[uint64]bool{}
+	for index := uint64(10); index <= last; index++ {
+		want, ok := c.nodes[0].HashAt(index)
+		if !ok {
+			t.Fatalf("hash at %d is not known", index)
+		}
+		seen[want] = true
+		for i, n := range c.nodes {
+			if got, ok := n.HashAt(index); !ok || got != want {
+				t.Fatalf("node %d at %d: %x, %t, want %x", i, index, got, ok, want)
+			}
+		}
+	}
+	if len(seen) < 20 {
+		t.Fatalf("%d different hashes of %d entries", len(seen), last)
+	}
+	if _, ok := c.nodes[0].HashAt(last + 100); ok {
+		t.Fatal("the hash of the future is known")
+	}
+}
