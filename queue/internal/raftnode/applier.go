@@ -229,13 +229,14 @@ func (s snapshot) Persist(sink raft.SnapshotSink) error {
 // Release has nothing to give back.
 func (snapshot) Release() {}
 
-// Restore replaces store and machine by the snapshot that the sink received; the reader gives nothing.
+// Restore replaces store and machine by the snapshot that the sink received; nothing is read. Without one it is the node's own
+// snapshot that is restored, offline by raft.RecoverCluster: the state has it already.
 func (a *applier) Restore(r io.ReadCloser) error {
 	defer func() { _ = r.Close() }()
 	a.committing.Lock()
 	defer a.committing.Unlock()
 	if !a.store.Incoming() {
-		return errors.New("no snapshot was received")
+		return nil
 	}
 	if err := a.store.Adopt(); err != nil {
 		a.failed.Store(true)

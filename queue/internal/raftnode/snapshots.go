@@ -112,6 +112,10 @@ func (s *snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	if snapshot.Index() < meta.Index { // never: it was flushed or adopted before
+		snapshot.Release()
+		return nil, nil, fmt.Errorf("opening snapshot %s of state at %d: %w", id, snapshot.Index(), store.ErrLost)
+	}
 	meta.Size = snapshot.Size()
 	return &meta, send(snapshot), nil
 }

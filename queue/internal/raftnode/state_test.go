@@ -7,6 +7,9 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
 	"github.com/slimfaas/slimfaas/queue/internal/store"
 )
@@ -103,6 +106,66 @@ func TestADamagedPayloadEndsTheNodeInsteadOfBeingServed(t *testing.T) {
 	if err := <-n.Done(); !errors.Is(err, store.ErrDamaged) {
 		t.Fatal(err)
 	}
+}
+
+func TestAClusterIsRecoveredFromOneNodesStateAndLog(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3, nil)
+	for i := range uint64(20) {
+		if i == 10 {
+			if err := c.nodes[0].snapshot(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.mustPropose(accept(i+1, nil))
+	}
+	c.settle()
+	for i := range c.nodes {
+		c.kill(i)
+	}
+	// As the offline sub-command: node 0 is the whole cluster from now on.
+	config := c.configs[0]
+	config.Members = config.Members[:1]
+	if err := recoverAlone(config); err != nil {
+		t.Fatal(err)
+	}
+	c.configs[0] = config
+	n := c.start(0)
+	eventually(t, "office alone", n.InOffice)
+	for i := range uint64(20) {
+		n.View(func(m *fsm.Machine) {
+			if _, ok := m.Call(idOf(i + 1)); !ok {
+				t.Fatalf("call %d is lost", i+1)
+			}
+		})
+	}
+	if _, _, err := n.Propose(t.Context(), accept(21, nil)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func recoverAlone(config Config) (err error) {
+	log, err := raftboltdb.New(raftboltdb.Options{Path: filepath.Join(config.Dir, "raft.db"), BoltOptions: store.LogOptions()})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, log.Close()) }()
+	snapshots, err := openSnapshots(config.Dir)
+	if err != nil {
+		return err
+	}
+	if snapshots.store, err = store.Open(filepath.Join(config.Dir, "state"), snapshots.index()); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, snapshots.store.Close()) }()
+	a, err := newApplier(snapshots.store, config.Log, func(error) {})
+	if err != nil {
+		return err
+	}
+	rc := raft.DefaultConfig()
+	rc.LocalID, rc.Logger = raft.ServerID(config.Name), hclogger(config.Log)
+	_, transport := raft.NewInmemTransport("")
+	return raft.RecoverCluster(rc, a, log, log, snapshots, transport, configuration(config.Members))
 }
 
 func TestHashesAreEqualAtEqualIndex(t *testing.T) {
