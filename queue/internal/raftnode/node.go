@@ -254,6 +254,7 @@ func (n *Node) stop(ctx context.Context) error {
 	}
 	n.office.end()
 	n.endLife()
+	n.store.Hurry()
 	err := n.raft.Shutdown().Error()
 	n.batcher.abandon()
 	n.background.Wait()

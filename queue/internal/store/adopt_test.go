@@ -3,8 +3,12 @@ package store
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
+	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/slimfaas/slimfaas/queue/internal/command"
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
@@ -165,4 +169,55 @@ func TestADrainedBacklogGivesItsSpaceBackAtTheNextStart(t *testing.T) {
 		t.Fatalf("%d bytes, %v", len(p), err)
 	}
 	accept(t, m, s, 180, "goes on")
+}
+
+func TestAFullDiskIsWaitedForAndABrokenOneIsNot(t *testing.T) {
+	t.Parallel()
+	full := fmt.Errorf("write state.db: %w", syscall.ENOSPC)
+	synctest.Test(t, func(t *testing.T) {
+		s, err := Open(t.TempDir(), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		left := 3
+		var broken error
+		s.mu.Lock()
+		s.writeTo = func(l *layer) error {
+			if left--; left >= 0 {
+				return full
+			}
+			return errors.Join(broken, s.writeLayer(l))
+		}
+		s.mu.Unlock()
+		m := fsm.New()
+		accept(t, m, s, 1, "one")
+		begin := time.Now()
+		if err := s.Flush(1); err != nil || left != -1 || time.Since(begin) != 3*fullPause {
+			t.Fatalf("after %v, %d attempts left: %v", time.Since(begin), left, err)
+		}
+		broken = syscall.EIO
+		accept(t, m, s, 2, "two")
+		if err := s.Flush(2); !errors.Is(err, syscall.EIO) {
+			t.Fatalf("a broken disk: %v", err)
+		}
+		if err := s.Commit(3, nil); !errors.Is(err, syscall.EIO) {
+			t.Fatalf("after it: %v", err)
+		}
+		if err := s.Close(); !errors.Is(err, syscall.EIO) {
+			t.Fatalf("close: %v", err)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		s, err := Open(t.TempDir(), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.mu.Lock()
+		s.writeTo = func(*layer) error { return full }
+		s.mu.Unlock()
+		accept(t, fsm.New(), s, 1, "one")
+		if err := s.Close(); !errors.Is(err, syscall.ENOSPC) { // does not wait for space
+			t.Fatalf("close: %v", err)
+		}
+	})
 }

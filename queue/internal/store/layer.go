@@ -8,6 +8,8 @@ import (
 	"maps"
 	"runtime/debug"
 	"slices"
+	"syscall"
+	"time"
 
 	"go.etcd.io/bbolt"
 
@@ -18,6 +20,9 @@ import (
 // what is not: an entry's payloads are one piece. Two layers are held at most, so a crash costs the replay of about as much
 // log. A call that is accepted and finished within one layer never has its payload written.
 const layerBytes = 8 << 20
+
+// fullPause between attempts to write to a full disk.
+const fullPause = time.Second
 
 // opBytes is what an operation takes besides key and value, about.
 const opBytes = 64
@@ -59,7 +64,10 @@ func (s *Store) write() {
 		if l == nil {
 			return
 		}
-		err := s.writeLayer(l)
+		err := s.writeTo(l)
+		for errors.Is(err, syscall.ENOSPC) && s.pause() {
+			err = s.writeTo(l)
+		}
 		s.mu.Lock()
 		if err != nil {
 			s.err = fmt.Errorf("writing the state up to %d: %w", l.index, err)
@@ -71,6 +79,20 @@ func (s *Store) write() {
 		if err != nil {
 			return
 		}
+	}
+}
+
+// pause before a full disk is tried again. A node that died of it would die of it again after each start; this one stands
+// still, and goes on when there is space. Any other error ends it: what a failed fsync has lost is not known. false: there is no
+// time to wait.
+func (s *Store) pause() bool {
+	timer := time.NewTimer(fullPause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-s.hurry:
+		return false
 	}
 }
 

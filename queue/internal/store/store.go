@@ -69,6 +69,12 @@ const sumApplied fsm.Bucket = 255
 type Store struct {
 	dir string
 
+	// writeTo is writeLayer but in tests of a full disk.
+	writeTo func(*layer) error
+	// hurry is closed when a full disk is not waited for any more.
+	hurry     chan struct{}
+	hurryOnce sync.Once
+
 	files sync.RWMutex // guards db; held for reading while a transaction begins or a payload is read. Taken before mu.
 	db    *bbolt.DB
 
@@ -93,8 +99,9 @@ func Open(dir string, atLeast uint64) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the state directory: %w", err)
 	}
-	s := &Store{dir: dir, active: newLayer()}
+	s := &Store{dir: dir, active: newLayer(), hurry: make(chan struct{})}
 	s.moved.L = &s.mu
+	s.writeTo = s.writeLayer
 	db, applied, err := openState(s.path(stateFile))
 	if err != nil {
 		return nil, err
@@ -388,8 +395,12 @@ func (s *Store) Size() int64 {
 	return size
 }
 
+// Hurry ends waiting for space on a full disk, now and later: the node stops.
+func (s *Store) Hurry() { s.hurryOnce.Do(func() { close(s.hurry) }) }
+
 // Close writes what is in memory and waits for readers.
 func (s *Store) Close() error {
+	s.Hurry()
 	s.mu.Lock()
 	s.closing = true
 	s.moved.Broadcast()
