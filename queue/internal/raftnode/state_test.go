@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 
+	"github.com/slimfaas/slimfaas/queue/internal/command"
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
 	"github.com/slimfaas/slimfaas/queue/internal/store"
 )
@@ -82,6 +83,57 @@ func TestStateThatIsGoneAfterTheLogWasCutIsRefused(t *testing.T) {
 	}
 	c.start(0)
 	c.mustPropose(accept(21, nil))
+}
+
+// What the log brings again after a start would not be the same the second time: a session's older incarnation ends the newer.
+func TestEntriesThatTheStateHasAreNotAppliedAgain(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, nil)
+	for i := range 20 {
+		if i == 10 {
+			if err := c.nodes[0].snapshot(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.mustPropose([]command.Command{command.OpenSession{Name: "edge", Incarnation: string(rune('a' + i))}})
+	}
+	want := c.settle()
+	c.kill(0)
+	n := c.start(0)
+	eventually(t, "office", n.InOffice) // all of the log is applied by then
+	n.View(func(m *fsm.Machine) {
+		if m.Hash() != want {
+			t.Fatalf("another state: %+v", m.Sessions())
+		}
+	})
+}
+
+// The directory as kill -9 would leave it after a snapshot: the state must be no older than what the log was cut by.
+func TestTheStateIsDurableBeforeTheLogIsCut(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, func(config *Config) { config.TrailingBytes = 1 })
+	for i := range uint64(40) {
+		c.mustPropose(accept(i+1, []byte("payload")))
+	}
+	if err := c.nodes[0].snapshot(); err != nil {
+		t.Fatal(err)
+	}
+	first, err := c.nodes[0].logStore.FirstIndex()
+	if err != nil || first < 10 {
+		t.Fatalf("the log was not cut: begins at %d, %v", first, err)
+	}
+	left := filepath.Join(t.TempDir(), "left")
+	if err := os.CopyFS(left, os.DirFS(c.configs[0].Dir)); err != nil {
+		t.Fatal(err)
+	}
+	want := c.settle()
+	c.kill(0)
+	c.configs[0].Dir = left
+	n := c.start(0)
+	eventually(t, "office", n.InOffice)
+	if c.settle() != want {
+		t.Fatal("another state")
+	}
 }
 
 func TestADamagedPayloadEndsTheNodeInsteadOfBeingServed(t *testing.T) {
