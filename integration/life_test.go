@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/slimfaas/slimfaas/integration/cluster"
+	"github.com/slimfaas/slimfaas/integration/history"
 )
 
 // lifeStatus is the object of /async-calls and of the list of dead letters.
@@ -112,18 +113,20 @@ func startLife(t *testing.T, env ...string) life {
 }
 
 // conserved checks every node, and what it counts.
-func (l life) conserved(function string, want conservation) {
+func (l life) conserved(function string, want history.Counts) {
 	l.t.Helper()
-	for _, node := range l.c.Names("queue-") {
-		l.c.Eventually(10*time.Second, "the books of "+node, func() error {
-			v := readConservation(l.t, l.c, node, function)
-			v.applied = 0
-			if !v.holds() || v != want {
-				return fmt.Errorf("%+v, want %+v", v, want)
+	l.c.Eventually(10*time.Second, "the books of every node", func() error {
+		nodes, err := l.c.Counters()
+		if err != nil {
+			return err
+		}
+		for _, node := range nodes {
+			if got := node.Functions[function]; !got.Holds() || got != want {
+				return fmt.Errorf("%s: %+v, want %+v", node.Node, got, want)
 			}
-			return nil
-		})
-	}
+		}
+		return nil
+	})
 }
 
 func TestLifeOfADelayedAndCancelledCall(t *testing.T) {
@@ -161,7 +164,7 @@ func TestLifeOfADelayedAndCancelledCall(t *testing.T) {
 	if n := l.runs("work", "cancelled"); n != 0 {
 		t.Errorf("the cancelled call ran %d times", n)
 	}
-	l.conserved("work", conservation{accepted: 3, succeeded: 2, cancelled: 1})
+	l.conserved("work", history.Counts{Accepted: 3, Succeeded: 2, Cancelled: 1})
 }
 
 func TestLifeUnderAnIdempotencyKey(t *testing.T) {
@@ -208,7 +211,7 @@ func TestLifeUnderAnIdempotencyKey(t *testing.T) {
 		}
 		return nil
 	})
-	l.conserved("work", conservation{accepted: 3, succeeded: 3})
+	l.conserved("work", history.Counts{Accepted: 3, Succeeded: 3})
 }
 
 func TestLifeOfAKeptResult(t *testing.T) {
@@ -301,7 +304,7 @@ func TestLifeOfDeadLetters(t *testing.T) {
 	if len(list) != 0 {
 		t.Errorf("left: %+v", list)
 	}
-	l.conserved("work", conservation{accepted: 3, redriven: 3, succeeded: 2, dead: 4})
+	l.conserved("work", history.Counts{Accepted: 3, Redriven: 3, Succeeded: 2, Dead: 4})
 }
 
 func TestLifeOfACallWhoseFunctionSaysLater(t *testing.T) {
@@ -322,5 +325,5 @@ func TestLifeOfACallWhoseFunctionSaysLater(t *testing.T) {
 			t.Errorf("%s: ran at %v, want 3 s apart", status, at)
 		}
 	}
-	l.conserved("work", conservation{accepted: 2, succeeded: 2})
+	l.conserved("work", history.Counts{Accepted: 2, Succeeded: 2})
 }

@@ -14,7 +14,7 @@ const maxKeep = 100 * 365 * 24 * 3600 * 1000
 const maxErrorText = 500
 
 func (a *application) accept(c command.Accept) Result {
-	if _, known := a.calls[c.ID]; known {
+	if a.known(c.ID) {
 		return Result{Repeated: true, ID: c.ID}
 	}
 	if c.Function == "" {
@@ -54,7 +54,7 @@ func (a *application) accept(c command.Accept) Result {
 }
 
 func (a *application) grant(c command.Grant) Result {
-	granted, ok := a.calls[c.ID]
+	granted, ok := a.find(c.ID)
 	if !ok {
 		return Result{Code: NotFound, Detail: "no such call"}
 	}
@@ -75,7 +75,7 @@ func (a *application) grant(c command.Grant) Result {
 }
 
 func (a *application) finish(c command.Finish) Result {
-	tried, ok := a.calls[c.ID]
+	tried, ok := a.find(c.ID)
 	if !ok {
 		return Result{Code: NotFound, Detail: "no such call"}
 	}
@@ -128,7 +128,7 @@ func (a *application) finish(c command.Finish) Result {
 }
 
 func (a *application) cancel(c command.Cancel) Result {
-	cancelled, ok := a.calls[c.ID]
+	cancelled, ok := a.find(c.ID)
 	if !ok {
 		return Result{Code: NotFound, Detail: "no such call"}
 	}
@@ -140,7 +140,7 @@ func (a *application) cancel(c command.Cancel) Result {
 }
 
 func (a *application) bury(c command.Bury) Result {
-	buried, ok := a.calls[c.ID]
+	buried, ok := a.find(c.ID)
 	if !ok {
 		return Result{Code: NotFound, Detail: "no such call"}
 	}

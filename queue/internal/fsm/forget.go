@@ -95,6 +95,7 @@ func (a *application) drop(c *call) {
 	}
 	a.dropAnswer(c)
 	delete(a.calls, c.id)
+	a.accountCall(c, nil, nil)
 	c.dropped = true
 	a.remove(BucketCall, numberKey(c.seq))
 }

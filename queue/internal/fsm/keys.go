@@ -57,6 +57,7 @@ func (a *application) useKey(c command.Accept) *Result {
 	}
 	k := key{id: c.ID, hash: c.RequestHash, until: c.KeyUntilUnixMs}
 	a.keys[digest] = k
+	a.accountKey(digest, k, false)
 	a.keysByAge.push(agingKey{k.until, digest})
 	a.put(BucketKey, digest[:], encodeKey(k))
 	return nil
@@ -66,6 +67,7 @@ func (m *Machine) keyIsOld() bool { return m.keysByAge.size() > 0 && m.keysByAge
 
 func (a *application) dropOldestKey() {
 	old := a.keysByAge.pop()
+	a.accountKey(old.digest, a.keys[old.digest], true)
 	delete(a.keys, old.digest)
 	a.remove(BucketKey, bytes.Clone(old.digest[:]))
 }

@@ -2,9 +2,7 @@ package fsm
 
 import (
 	"cmp"
-	"encoding/binary"
 	"fmt"
-	"hash/fnv"
 	"slices"
 )
 
@@ -31,6 +29,9 @@ func Load(index uint64, each func(func(Op) error) error) (*Machine, error) {
 }
 
 func (m *Machine) load(o Op, ended *[]*call) (err error) {
+	if o.Bucket != BucketPayload { // those are in the state's own record already
+		m.account(o.Bucket, o.Key, o.Value)
+	}
 	switch o.Bucket {
 	case BucketMeta:
 		if string(o.Key) == string(keyInstallation) {
@@ -43,11 +44,13 @@ func (m *Machine) load(o Op, ended *[]*call) (err error) {
 		if err != nil {
 			return err
 		}
+		m.accountCall(c, o.Key, o.Value)
 		m.calls[c.id] = c
 		switch c.state {
 		case Queued, Running, Awaiting, Waiting:
 			c.function.counters.count(0, c.state)
 			m.unfinished.push(c)
+			m.rest(c)
 		default:
 			*ended = append(*ended, c)
 		}
@@ -78,6 +81,7 @@ func (m *Machine) load(o Op, ended *[]*call) (err error) {
 			return err
 		}
 		m.keys[digest] = k
+		m.accountKey(digest, k, false)
 		m.keysByAge.push(agingKey{k.until, digest})
 	}
 	return err
@@ -91,9 +95,12 @@ func (m *Machine) Each(yield func(Op) error) error {
 		add(BucketMeta, keyInstallation, []byte(m.installation))
 	}
 	add(BucketMeta, keyState, m.encodeState())
-	calls := make([]*call, 0, len(m.calls))
+	calls := make([]*call, 0, len(m.calls)+m.backlog.size)
 	for _, c := range m.calls {
 		calls = append(calls, c)
+	}
+	for p := range m.backlog.all() {
+		calls = append(calls, m.awaken(*p))
 	}
 	slices.SortFunc(calls, func(a, b *call) int { return cmp.Compare(a.seq, b.seq) })
 	for _, c := range calls {
@@ -125,20 +132,4 @@ func (m *Machine) Each(yield func(Op) error) error {
 		}
 	}
 	return nil
-}
-
-// Hash over the whole state but the applied index: equal on every node that applied the same commands.
-func (m *Machine) Hash() uint64 {
-	h := fnv.New64a()
-	_ = m.Each(func(o Op) error {
-		var head [9]byte
-		head[0] = byte(o.Bucket)
-		binary.BigEndian.PutUint32(head[1:], uint32(len(o.Key)))
-		binary.BigEndian.PutUint32(head[5:], uint32(len(o.Value)))
-		_, _ = h.Write(head[:])
-		_, _ = h.Write(o.Key)
-		_, _ = h.Write(o.Value)
-		return nil
-	})
-	return h.Sum64()
 }

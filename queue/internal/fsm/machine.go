@@ -17,9 +17,15 @@ type Machine struct {
 	issued       uint64 // last session id or lock token
 	installation string
 
-	calls     map[command.ID]*call
+	hash     uint64 // sum of the records' hashes, but the meta state's
+	payloads uint64 // sum of the hashes of all payloads there ever were
+	sums     sums
+
+	backlog   backlog              // accepted, not touched since
+	calls     map[command.ID]*call // all others
 	functions map[string]*function
-	// Each call is in exactly one place: unfinished (in no order that means anything), finished (in order of ending), kept
+	numbered  []*function // by number
+	// Each of calls is in exactly one place: unfinished (in no order that means anything), finished (in order of ending), kept
 	// (succeeded, with an answer, until its time is up), or the dead of its function (in order of ending).
 	unfinished, finished list
 	kept                 heap[*call]
@@ -38,12 +44,13 @@ type Machine struct {
 // function is the one copy of a function's name, and its counters.
 type function struct {
 	name     string
+	number   uint32 // in numbered; differs from node to node
 	counters Counters
 	dead     list
 	touched  bool
 }
 
-// call is the index entry of one call. A million of these must fit in memory: what only a running call needs is in try.
+// call is the index entry of one call that is not in the backlog. What only a running call needs is in try.
 type call struct {
 	previous, next *call // in its list
 
@@ -62,6 +69,7 @@ type call struct {
 	maxTries   uint32
 	lastStatus uint32
 	size       uint32
+	sum        uint64 // its record's hash
 	state      State
 	touched    bool
 	dropped    bool
@@ -87,6 +95,8 @@ type extras struct {
 // New is the state before the first entry.
 func New() *Machine {
 	return &Machine{
+		sums:      make(sums),
+		backlog:   backlog{table: newTable()},
 		calls:     make(map[command.ID]*call),
 		kept:      heap[*call]{before: soonerKept},
 		keys:      make(map[keyDigest]key),
@@ -166,7 +176,10 @@ func (a *application) flush() {
 	for _, c := range a.touched {
 		c.touched = false
 		if !c.dropped {
-			a.put(BucketCall, numberKey(c.seq), encodeCall(c))
+			key, record := numberKey(c.seq), encodeCall(c)
+			a.put(BucketCall, key, record)
+			a.accountCall(c, key, record)
+			a.rest(c)
 		}
 	}
 	for _, f := range a.touchedFunctions {
@@ -177,10 +190,12 @@ func (a *application) flush() {
 }
 
 func (a *application) put(b Bucket, key, value []byte) {
+	a.account(b, key, value)
 	a.ops = append(a.ops, Op{Bucket: b, Key: key, Value: value})
 }
 
 func (a *application) remove(b Bucket, key []byte) {
+	a.account(b, key, nil)
 	a.ops = append(a.ops, Op{Bucket: b, Key: key})
 }
 
@@ -221,8 +236,9 @@ func (a *application) setInstallation(c command.SetInstallation) Result {
 func (m *Machine) intern(name string) *function {
 	f, ok := m.functions[name]
 	if !ok {
-		f = &function{name: name}
+		f = &function{name: name, number: uint32(len(m.numbered))}
 		m.functions[name] = f
+		m.numbered = append(m.numbered, f)
 	}
 	return f
 }

@@ -213,6 +213,11 @@ func run(t *testing.T, seed uint64, entries int) {
 			t.Fatalf("seed %d, entry %d: %v", seed, index, err)
 		}
 		if g.IntN(20) == 0 {
+			var records uint64
+			_ = g.machine.Each(func(o Op) error { records += recordHash(o.Bucket, o.Key, o.Value); return nil })
+			if records != g.machine.Hash() {
+				t.Fatalf("seed %d, entry %d: hash is not that of the records", seed, index)
+			}
 			loaded, err := Load(index, stored.each)
 			if err != nil {
 				t.Fatal(err)
@@ -274,7 +279,12 @@ func lawful(m *Machine, stored disk) error {
 		_, ok := stored[BucketPayload][string(numberKey(c.Answer))]
 		return ok && c.KeepResult
 	}
+	seen := uint64(0)
 	for c := range m.Unfinished() {
+		if c.Seq <= seen {
+			return errors.New("unfinished calls are out of order")
+		}
+		seen = c.Seq
 		if !hasAnswer(c) || c.Answer != 0 && c.State != Awaiting {
 			return errors.New("answer of an unfinished call does not fit")
 		}
@@ -322,7 +332,7 @@ func lawful(m *Machine, stored disk) error {
 		}
 	}
 	unfinished, finished, dead := m.Sizes()
-	if unfinished+finished+dead != len(m.calls) || len(m.calls) != len(stored[BucketCall]) {
+	if unfinished+finished+dead != len(m.calls)+m.backlog.size || unfinished+finished+dead != len(stored[BucketCall]) {
 		return errors.New("lists, index and store do not hold the same calls")
 	}
 	if len(m.keys) != m.keysByAge.size() || len(m.keys) != len(stored[BucketKey]) {

@@ -1,7 +1,9 @@
 package fsm
 
 import (
+	"cmp"
 	"iter"
+	"slices"
 
 	"github.com/slimfaas/slimfaas/queue/internal/command"
 )
@@ -17,15 +19,42 @@ func (m *Machine) Installation() string { return m.installation }
 
 // Call finds a call that lives or is remembered.
 func (m *Machine) Call(id command.ID) (Call, bool) {
-	c, ok := m.calls[id]
+	if c, ok := m.calls[id]; ok {
+		return c.export(), true
+	}
+	position, ok := m.backlog.find(id)
 	if !ok {
 		return Call{}, false
 	}
-	return c.export(), true
+	return m.awaken(*m.backlog.at(position)).export(), true
 }
 
-// Unfinished gives the calls that are Queued, Running, Awaiting or Waiting, in no order that means anything.
-func (m *Machine) Unfinished() iter.Seq[Call] { return m.unfinished.all() }
+// Unfinished gives the calls that are Queued, Running, Awaiting or Waiting, in order of acceptance.
+func (m *Machine) Unfinished() iter.Seq[Call] {
+	return func(yield func(Call) bool) {
+		touched := make([]*call, 0, m.unfinished.size)
+		for c := m.unfinished.first; c != nil; c = c.next {
+			touched = append(touched, c)
+		}
+		slices.SortFunc(touched, func(a, b *call) int { return cmp.Compare(a.seq, b.seq) })
+		for p := range m.backlog.all() {
+			for len(touched) > 0 && touched[0].seq < p.seq {
+				if !yield(touched[0].export()) {
+					return
+				}
+				touched = touched[1:]
+			}
+			if !yield(m.awaken(*p).export()) {
+				return
+			}
+		}
+		for _, c := range touched {
+			if !yield(c.export()) {
+				return
+			}
+		}
+	}
+}
 
 // DeadLetters gives the dead calls, function by function in order of their names, in order of their death.
 func (m *Machine) DeadLetters() iter.Seq[Call] {
@@ -79,7 +108,7 @@ func (m *Machine) Finished() iter.Seq[Call] {
 
 // Known says whether this accept would enqueue nothing: its id or its key is known.
 func (m *Machine) Known(c command.Accept) bool {
-	if _, known := m.calls[c.ID]; known {
+	if m.known(c.ID) {
 		return true
 	}
 	if c.Key == "" {
@@ -94,7 +123,7 @@ func (m *Machine) Keys() int { return len(m.keys) }
 
 // Sizes says how many calls are in each of the three.
 func (m *Machine) Sizes() (unfinished, finished, dead int) {
-	return m.unfinished.size, m.finished.size + m.kept.size(), m.dead
+	return m.unfinished.size + m.backlog.size, m.finished.size + m.kept.size(), m.dead
 }
 
 // Forgettable says whether this Forget would do anything: without a call of it nothing is proposed.
@@ -114,6 +143,9 @@ func (m *Machine) Forgettable(c command.Forget) bool {
 	}
 	return false
 }
+
+// IndexBytes is about how much memory the calls that wait take, in bytes.
+func (m *Machine) IndexBytes() int { return m.backlog.bytes() }
 
 // Sessions gives live and vanished ones by id.
 func (m *Machine) Sessions() []Session {

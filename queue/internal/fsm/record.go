@@ -15,15 +15,16 @@ var (
 var errRecord = errors.New("record is malformed")
 
 func (m *Machine) encodeState() []byte {
-	b := binary.AppendVarint(make([]byte, 0, 40), m.now)
+	b := binary.AppendVarint(make([]byte, 0, 50), m.now)
 	b = binary.AppendUvarint(b, m.seq)
 	b = binary.AppendUvarint(b, m.ended)
-	return binary.AppendUvarint(b, m.issued)
+	b = binary.AppendUvarint(b, m.issued)
+	return binary.AppendUvarint(b, m.payloads)
 }
 
 func (m *Machine) decodeState(value []byte) error {
 	r := record{b: value}
-	m.now, m.seq, m.ended, m.issued = r.int(), r.uint(), r.uint(), r.uint()
+	m.now, m.seq, m.ended, m.issued, m.payloads = r.int(), r.uint(), r.uint(), r.uint(), r.uint()
 	return r.end()
 }
 

@@ -38,19 +38,29 @@ type applier struct {
 	listeners atomic.Pointer[[]func(uint64, []fsm.Change)]
 	index     waitIndex
 	sizes     logSizes
+	hashes    hashes
+	collector collector
 }
 
 var (
 	_ raft.BatchingFSM = (*applier)(nil)
-	_ raft.FSMSnapshot = (*snapshot)(nil)
+	_ raft.FSMSnapshot = snapshot{}
 )
 
-func newApplier(s *store.Store, log *slog.Logger, fail func(error)) *applier {
-	a := &applier{store: s, log: log, fail: fail, machine: fsm.New()}
+// newApplier begins at the index of the store's file; what the log has above it is applied again.
+func newApplier(s *store.Store, log *slog.Logger, fail func(error)) (*applier, error) {
+	machine, err := fsm.Load(s.Durable(), s.Each)
+	if err != nil {
+		return nil, fmt.Errorf("loading the state: %w", err)
+	}
+	a := &applier{store: s, log: log, fail: fail, machine: machine, collector: newCollector()}
 	a.listeners.Store(&[]func(uint64, []fsm.Change){})
 	a.index.init()
+	a.index.advance(machine.Applied())
 	a.sizes.due = make(chan struct{}, 1)
-	return a
+	a.hashes.add(machine.Applied(), machine.Hash())
+	a.collector.pace(machine.IndexBytes())
+	return a, nil
 }
 
 // Apply one entry; raft uses ApplyBatch.
@@ -73,6 +83,11 @@ func (a *applier) ApplyBatch(logs []*raft.Log) []any {
 }
 
 func (a *applier) applyBatch(logs []*raft.Log, answers []any) (err error) {
+	a.sizes.add(logs)
+	logs, answers = a.news(logs, answers)
+	if len(logs) == 0 {
+		return nil
+	}
 	batches := make([]command.Batch, len(logs))
 	for i, l := range logs {
 		if l.Type != raft.LogCommand {
@@ -89,7 +104,6 @@ func (a *applier) applyBatch(logs []*raft.Log, answers []any) (err error) {
 		return err
 	}
 	copy(answers, results)
-	a.sizes.add(logs)
 	for i, l := range logs {
 		if l.Type == raft.LogCommand {
 			a.tell(l.Index, changes[i])
@@ -97,6 +111,18 @@ func (a *applier) applyBatch(logs []*raft.Log, answers []any) (err error) {
 	}
 	a.index.advance(logs[len(logs)-1].Index)
 	return nil
+}
+
+// news are the entries that the state does not have yet: after a start, and after the snapshot of a node that went on, the log
+// brings some again. Those before are answered with nothing; nobody asked.
+func (a *applier) news(logs []*raft.Log, answers []any) ([]*raft.Log, []any) {
+	known := 0
+	a.view(func(m *fsm.Machine) {
+		for known < len(logs) && logs[known].Index <= m.Applied() {
+			known++
+		}
+	})
+	return logs[known:], answers[known:]
 }
 
 // execute brings machine and store to the new state.
@@ -128,7 +154,9 @@ func (a *applier) execute(logs []*raft.Log, batches []command.Batch, results []a
 				all = append(all, ops...)
 			}
 			last = l.Index
+			a.hashes.add(last, a.machine.Hash())
 		}
+		a.collector.pace(a.machine.IndexBytes())
 	}()
 	if last == 0 {
 		return nil
@@ -161,67 +189,73 @@ func (a *applier) view(read func(*fsm.Machine)) {
 	read(a.machine)
 }
 
+// payload of a call. Damage is the end of the node: what it has must not be served.
 func (a *applier) payload(seq uint64) ([]byte, error) {
 	payload, err := a.store.Payload(seq)
-	if !errors.Is(err, store.ErrNotFound) {
-		return payload, err
+	if errors.Is(err, store.ErrNotFound) {
+		// The machine may know of a call whose operations are still on their way into the store.
+		a.committing.Lock()
+		payload, err = a.store.Payload(seq)
+		a.committing.Unlock()
 	}
-	// The machine may know of a call whose transaction is still being written.
-	a.committing.Lock()
-	defer a.committing.Unlock()
-	return a.store.Payload(seq)
+	if errors.Is(err, store.ErrDamaged) {
+		a.failed.Store(true)
+		a.fail(err)
+	}
+	return payload, err
 }
 
-// Snapshot holds the store's state of this moment; copying is Persist's.
+// Snapshot is by reference: the store's file, once it is flushed.
 func (a *applier) Snapshot() (raft.FSMSnapshot, error) {
 	if a.failed.Load() {
 		return nil, errFailed // what this node has must not be passed on
 	}
-	s, err := a.store.Snapshot()
-	if err != nil {
-		return nil, err
-	}
-	return &snapshot{s: s, sizes: &a.sizes}, nil
+	return snapshot{a}, nil
 }
 
-type snapshot struct {
-	s     *store.Snapshot
-	sizes *logSizes
-}
+type snapshot struct{ a *applier }
 
-func (s *snapshot) Persist(sink raft.SnapshotSink) error {
-	if _, err := s.s.WriteTo(sink); err != nil {
-		return errors.Join(err, sink.Cancel())
+// Persist makes the store's file durable up to the sink's index: raft cuts the log next.
+func (s snapshot) Persist(sink raft.SnapshotSink) error {
+	if s.a.failed.Load() {
+		return errors.Join(errFailed, sink.Cancel())
 	}
 	if err := sink.Close(); err != nil {
 		return fmt.Errorf("finishing the snapshot: %w", err)
 	}
-	s.sizes.persisted(s.s.Size())
 	return nil
 }
 
-func (s *snapshot) Release() { s.s.Release() }
+// Release has nothing to give back.
+func (snapshot) Release() {}
 
-// Restore replaces store and machine.
+// Restore replaces store and machine by the snapshot that the sink received; nothing is read. Without one it is the node's own
+// snapshot that is restored, offline by raft.RecoverCluster: the state has it already.
 func (a *applier) Restore(r io.ReadCloser) error {
 	defer func() { _ = r.Close() }()
 	a.committing.Lock()
 	defer a.committing.Unlock()
-	if err := a.store.Restore(r); err != nil {
+	if !a.store.Incoming() {
+		return nil
+	}
+	if err := a.store.Adopt(); err != nil {
+		a.failed.Store(true)
+		a.fail(err)
 		return err
 	}
-	index, err := a.store.Applied()
-	if err != nil {
-		return err
-	}
+	index := a.store.Durable()
 	restored, err := fsm.Load(index, a.store.Each)
 	if err != nil {
-		return fmt.Errorf("loading the restored state: %w", err)
+		a.failed.Store(true)
+		err = fmt.Errorf("loading the restored state: %w", err)
+		a.fail(err)
+		return err
 	}
 	a.mu.Lock()
 	a.machine = restored
 	a.mu.Unlock()
-	a.sizes.restored(a.store.Size())
+	a.hashes.add(index, restored.Hash())
+	a.sizes.restored()
 	a.tell(index, nil)
 	a.index.advance(index)
 	return nil

@@ -9,12 +9,11 @@ import (
 
 // logSizes counts the log in bytes, which raft does only in entries.
 type logSizes struct {
-	mu       sync.Mutex // guards all below but due
-	ring     [ringSize]uint32
-	next     int   // in ring
-	bytes    int64 // applied since the last snapshot
-	entries  int   // the same, in entries
-	snapshot int64 // size of the last snapshot, in bytes
+	mu      sync.Mutex // guards all below but due
+	ring    [ringSize]uint32
+	next    int   // in ring
+	bytes   int64 // applied since the last snapshot
+	entries int   // the same, in entries
 
 	limitBytes   int64
 	limitEntries int
@@ -33,9 +32,7 @@ func (s *logSizes) add(logs []*raft.Log) {
 	if s.limitBytes == 0 {
 		return // the keeper has not started
 	}
-	// Never before the log has grown as large as the last snapshot (an eighth of it for small entries): a backlog of
-	// gigabytes must not be copied for every 256 MiB of log.
-	if s.bytes >= max(s.limitBytes, s.snapshot) || s.entries >= s.limitEntries && s.bytes >= s.snapshot/8 {
+	if s.bytes >= s.limitBytes || s.entries >= s.limitEntries {
 		select {
 		case s.due <- struct{}{}:
 		default:
@@ -63,16 +60,10 @@ func (s *logSizes) begin(trailingBytes int64) (trailing uint64) {
 	return max(trailing, maxAppendEntries)
 }
 
-func (s *logSizes) persisted(size int64) {
+func (s *logSizes) restored() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.snapshot = size
-}
-
-func (s *logSizes) restored(size int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.snapshot, s.bytes, s.entries = size, 0, 0
+	s.bytes, s.entries = 0, 0
 }
 
 func (s *logSizes) limit(bytes int64, entries int) {

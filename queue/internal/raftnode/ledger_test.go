@@ -52,7 +52,7 @@ func TestLedgerOfThreeProcessesWhoseLeadersAreKilledAndPaused(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes about 20 s")
 	}
-	nodes := startProcesses(t, 3)
+	nodes := startProcesses(t, 3, nil)
 	ledger := &ledger{}
 	stop := make(chan struct{})
 	var writers sync.WaitGroup
@@ -208,7 +208,7 @@ func signal(t *testing.T, p *process, s syscall.Signal) {
 	}
 }
 
-func startProcesses(t *testing.T, size int) (nodes []*process) {
+func startProcesses(t *testing.T, size int, mutate func(*processConfig)) (nodes []*process) {
 	t.Helper()
 	dir := t.TempDir()
 	var members []Member
@@ -222,6 +222,9 @@ func startProcesses(t *testing.T, size int) (nodes []*process) {
 		p := &process{t: t, config: processConfig{
 			Name: m.Name, Members: members, Dir: filepath.Join(dir, m.Name), Control: controls[i],
 		}}
+		if mutate != nil {
+			mutate(&p.config)
+		}
 		p.start()
 		t.Cleanup(p.kill)
 		nodes = append(nodes, p)

@@ -31,8 +31,6 @@ const (
 	maxAppendEntries = 16
 	// logCacheEntries in memory, of at most 512 KiB each (rarely more).
 	logCacheEntries = 32
-	// keptSnapshots on disk: the newest, and the one before for the case that it is damaged.
-	keptSnapshots = 2
 	// connectionsPerPeer kept open.
 	connectionsPerPeer = 3
 	// stopTimeout bounds each step of Stop whatever its context says.
@@ -64,7 +62,7 @@ type Config struct {
 	// Clock stamps proposals; nil: time.Now.
 	Clock func() time.Time
 
-	// SnapshotBytes of log after which a snapshot is made; 0: 256 MiB. Never before the log has grown as large as the last snapshot.
+	// SnapshotBytes of log after which a snapshot is made; 0: 256 MiB. It is by reference: the state is flushed, the log cut.
 	SnapshotBytes int64
 	// SnapshotEntries of log after which a snapshot is made however small they are; 0: 32,768.
 	SnapshotEntries int
@@ -95,7 +93,7 @@ type Node struct {
 	stopErr    error
 }
 
-// Open starts the node: newest snapshot, then the log as far as the cluster has committed it. A directory without state
+// Open starts the node: the state on disk, then the log above it as far as the cluster has committed it. A directory without state
 // bootstraps the fixed configuration; one that lost its log is refused.
 func Open(config Config) (_ *Node, err error) {
 	config, err = config.complete()
@@ -123,17 +121,20 @@ func Open(config Config) (_ *Node, err error) {
 		return nil, err
 	}
 	opened = append(opened, n.logStore.Close)
-	if n.store, err = store.Open(filepath.Join(config.Dir, "state")); err != nil {
+	snapshots, err := openSnapshots(config.Dir)
+	if err != nil {
+		return nil, err
+	}
+	if n.store, err = store.Open(filepath.Join(config.Dir, "state"), snapshots.index()); err != nil {
 		return nil, fmt.Errorf("opening the store: %w", err)
 	}
 	opened = append(opened, n.store.Close)
-	n.applier = newApplier(n.store, config.Log, n.fail)
+	snapshots.store = n.store
+	if n.applier, err = newApplier(n.store, config.Log, n.fail); err != nil {
+		return nil, err
+	}
 
 	logger := hclogger(config.Log)
-	snapshots, err := raft.NewFileSnapshotStoreWithLogger(config.Dir, keptSnapshots, logger)
-	if err != nil {
-		return nil, fmt.Errorf("opening the snapshots: %w", err)
-	}
 	stream, err := newStream(n.life, config)
 	if err != nil {
 		return nil, err
@@ -154,6 +155,7 @@ func Open(config Config) (_ *Node, err error) {
 	rc.MaxAppendEntries = maxAppendEntries
 	rc.SnapshotThreshold = math.MaxUint64 // the keeper decides, by bytes
 	rc.TrailingLogs = uint64(ringSize)
+	rc.NoSnapshotRestoreOnStart = true // the store is at the snapshot's index or later
 	rc.NotifyCh = notify
 	rc.Logger = logger
 	rc.NoLegacyTelemetry = true
@@ -260,6 +262,7 @@ func (n *Node) stop(ctx context.Context) error {
 	}
 	n.office.end()
 	n.endLife()
+	n.store.Hurry()
 	err := n.raft.Shutdown().Error()
 	n.batcher.abandon()
 	n.background.Wait()

@@ -27,6 +27,7 @@ type processConfig struct {
 	Members []Member
 	Dir     string
 	Control string // address of the line protocol below
+	Large   bool   // house limits of the log instead of the small ones of tests
 }
 
 func TestMain(m *testing.M) {
@@ -43,13 +44,17 @@ func TestMain(m *testing.M) {
 // runNodeProcess serves one node until its standard input ends, as it does when the test dies.
 //
 // Protocol, one line each way: `propose ID` → ok | none | unknown; `read ID` → yes | no | none (linearizable); `office` → yes | no;
-// `hash` → number; `ids` → all ids, space-separated.
+// `hash` → number; `ids` → all ids, space-separated; `fill N` → ok (calls of 1 KiB); `state` → applied index, its hash, calls;
+// `payloads` → ok (of all unfinished calls).
 func runNodeProcess(encoded string) error {
 	var config processConfig
 	if err := json.Unmarshal([]byte(encoded), &config); err != nil {
 		return err
 	}
 	self := Config{Name: config.Name, Members: config.Members, Dir: config.Dir, Log: testLog(), SnapshotEntries: 500, TrailingBytes: 64 << 10}
+	if config.Large {
+		self.SnapshotEntries, self.TrailingBytes = 0, 0
+	}
 	for _, m := range config.Members {
 		if m.Name == config.Name {
 			self.ListenAddress = m.RaftAddress
@@ -132,7 +137,7 @@ func control(n *Node, verb string, id uint64) string {
 		})
 		return out.String()
 	}
-	return "what?"
+	return controlBacklog(n, verb, id)
 }
 
 // process is one node as the test sees it.

@@ -1,12 +1,13 @@
-// Package store keeps the state of a queue node on disk: what fsm's operations say, in one bbolt transaction per applied
-// batch together with the applied index.
+// Package store keeps the state of a queue node on disk: what fsm's operations say, together with the applied index they
+// bring it to.
 //
-// Nothing here is fsynced: the Raft log is the truth. A start throws away what a previous process left and rebuilds it from
-// snapshot and log, so a power cut can damage nothing that is read again (docs/adr/0008-state-on-disk.md).
+// Nothing is fsynced per entry: the Raft log is the truth. Commit puts operations into a layer in memory, readable at once; a
+// goroutine writes full layers to a bbolt file, each in one synced transaction with its applied index. So the file is at all
+// times the state at one index, a crash or power cut loses the newest layers only, and what they held is replayed from the
+// log. The file is flushed before the log is truncated (docs/adr/0009-engine.md).
 package store
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -20,8 +21,15 @@ import (
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
 )
 
-// ErrNotFound is the answer when there is no payload at that place.
-var ErrNotFound = errors.New("payload not found")
+// What reading can end in.
+var (
+	// ErrNotFound: there is no payload at that place.
+	ErrNotFound = errors.New("payload not found")
+	// ErrDamaged: the file does not hold what was written to it. The node must stop; its directory is to be emptied.
+	ErrDamaged = errors.New("state on disk is damaged: stop this node, empty its data directory and let it join again")
+	// ErrLost: the file is older than what the log was truncated by, so that the rest cannot be replayed.
+	ErrLost = errors.New("state on disk is missing or older than the log goes back: empty this node's data directory and let it join again")
+)
 
 const (
 	// fileMode of everything written here: payloads are their callers' secrets.
@@ -29,9 +37,18 @@ const (
 	// lockTimeout of a file that another process has open.
 	lockTimeout = 2 * time.Second
 	// mapSize is address space, not memory: a growing map would wait for the reader of a running snapshot, in bytes.
-	mapSize = 4 << 30
+	mapSize = 32 << 30
 	// fillPercent of pages: keys only ever grow, so pages are left nearly full.
 	fillPercent = 0.9
+
+	stateFile     = "state.db"
+	incomingFile  = "incoming.db"
+	compactedFile = "compacted.db"
+
+	// compactBytes of free pages, and three quarters of the file, make it worth copying the rest when the node starts.
+	compactBytes = 64 << 20
+	// compactStep is how much of it one transaction copies, in bytes.
+	compactStep = 16 << 20
 )
 
 var (
@@ -45,61 +62,181 @@ var (
 	keyApplied    = []byte("index")
 )
 
-// Store of one node. Commit and Restore are for one goroutine; the rest is safe for any.
+// sumApplied stands for bucketApplied in its value's sum.
+const sumApplied fsm.Bucket = 255
+
+// Store of one node. Commit and Adopt are for one goroutine; the rest is safe for any.
 type Store struct {
 	dir string
 
-	mu         sync.RWMutex // guards db and generation; held for reading while a transaction begins or a payload is read
-	db         *bbolt.DB
-	generation int
+	// writeTo is writeLayer but in tests of a full disk.
+	writeTo func(*layer) error
+	// hurry is closed when a full disk is not waited for any more.
+	hurry     chan struct{}
+	hurryOnce sync.Once
+
+	files sync.RWMutex // guards db; held for reading while a transaction begins or a payload is read. Taken before mu.
+	db    *bbolt.DB
+
+	mu      sync.Mutex // guards all below
+	moved   sync.Cond  // any of them changed
+	active  *layer     // takes operations
+	sealed  *layer     // being written; nil: none is
+	applied uint64     // by Commit
+	durable uint64     // in the file, fsynced
+	wanted  uint64     // durable is to reach it although the active layer is not full
+	err     error      // of the writer: nothing is written any more
+	closing bool
+	// adopting: the file is being replaced, nothing is written.
+	adopting bool
+	incoming bool // a received snapshot waits for Adopt
+	written  sync.WaitGroup
 }
 
-// Open makes an empty store in dir and removes what was there.
-func Open(dir string) (*Store, error) {
+// Open the state in dir, made if absent, whose applied index must be atLeast: a received snapshot that was not adopted yet is
+// if it has it. Otherwise ErrLost.
+func Open(dir string, atLeast uint64) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the state directory: %w", err)
 	}
-	left, err := filepath.Glob(filepath.Join(dir, "state-*"))
+	s := &Store{dir: dir, active: newLayer(), hurry: make(chan struct{})}
+	s.moved.L = &s.mu
+	s.writeTo = s.writeLayer
+	db, applied, err := openState(s.path(stateFile))
 	if err != nil {
-		return nil, fmt.Errorf("listing old state: %w", err)
-	}
-	for _, path := range left {
-		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("removing old state: %w", err)
-		}
-	}
-	s := &Store{dir: dir, generation: 1}
-	if s.db, err = openFile(s.path(s.generation)); err != nil {
 		return nil, err
 	}
-	err = s.db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range bucketNames {
-			if _, err := tx.CreateBucket(name); err != nil {
-				return err
-			}
+	if applied < atLeast {
+		if err := db.Close(); err != nil {
+			return nil, fmt.Errorf("closing old state: %w", err)
 		}
-		_, err := tx.CreateBucket(bucketApplied)
-		return err
-	})
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("making buckets: %w", err), s.db.Close())
+		if db, applied, err = s.openIncoming(atLeast); err != nil {
+			return nil, fmt.Errorf("state is at %d, want %d: %w", applied, atLeast, err)
+		}
 	}
+	if err := errors.Join(discard(s.path(incomingFile)), discard(s.path(compactedFile))); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	if db, err = s.compact(db); err != nil {
+		return nil, err
+	}
+	s.db, s.applied, s.durable = db, applied, applied
+	s.written.Go(s.write)
 	return s, nil
 }
 
-func (s *Store) path(generation int) string {
-	return filepath.Join(s.dir, fmt.Sprintf("state-%d.db", generation))
+// openIncoming takes the received snapshot as the state.
+func (s *Store) openIncoming(atLeast uint64) (*bbolt.DB, uint64, error) {
+	path := s.path(incomingFile)
+	if _, err := os.Stat(path); err != nil {
+		return nil, 0, errors.Join(ErrLost, err)
+	}
+	db, applied, err := openState(path)
+	if err != nil {
+		return nil, 0, errors.Join(ErrLost, err)
+	}
+	if err := db.Close(); err != nil {
+		return nil, applied, fmt.Errorf("closing the received snapshot: %w", err)
+	}
+	if applied < atLeast {
+		return nil, applied, ErrLost
+	}
+	if err := s.install(); err != nil {
+		return nil, applied, err
+	}
+	return openState(s.path(stateFile))
 }
 
-func openFile(path string) (*bbolt.DB, error) {
-	db, err := bbolt.Open(path, fileMode, &bbolt.Options{
-		NoSync: true, NoGrowSync: true, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType,
-		Timeout: lockTimeout, InitialMmapSize: mapSize,
+// compact gives the space of a backlog that is gone back to the disk: the file itself never shrinks.
+func (s *Store) compact(db *bbolt.DB) (*bbolt.DB, error) {
+	var size, free int64
+	err := db.View(func(tx *bbolt.Tx) error {
+		size, free = tx.Size(), int64(db.Stats().FreePageN)*int64(db.Info().PageSize)
+		return nil
+	})
+	if err != nil || free < compactBytes || free < size/4*3 {
+		return db, err
+	}
+	small, err := bbolt.Open(s.path(compactedFile), fileMode, &bbolt.Options{
+		NoSync: true, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType, Timeout: lockTimeout,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("opening state %s: %w", filepath.Base(path), err)
+		return nil, errors.Join(fmt.Errorf("making the compacted state: %w", err), db.Close())
 	}
-	return db, nil
+	err = errors.Join(bbolt.Compact(small, db, compactStep), small.Sync(), small.Close(), db.Close())
+	if err != nil {
+		return nil, fmt.Errorf("compacting the state: %w", err)
+	}
+	if err := os.Rename(s.path(compactedFile), s.path(stateFile)); err != nil {
+		return nil, fmt.Errorf("putting the compacted state in place: %w", err)
+	}
+	if err := syncDir(s.dir); err != nil {
+		return nil, err
+	}
+	db, _, err = openState(s.path(stateFile))
+	return db, err
+}
+
+// install puts the received file in place of the state's.
+func (s *Store) install() error {
+	if err := os.Rename(s.path(incomingFile), s.path(stateFile)); err != nil {
+		return fmt.Errorf("putting the received state in place: %w", err)
+	}
+	return syncDir(s.dir)
+}
+
+func (s *Store) path(name string) string { return filepath.Join(s.dir, name) }
+
+// openState with all its buckets, and the index it is at.
+func openState(path string) (_ *bbolt.DB, index uint64, err error) {
+	defer caught(&err) // bbolt panics on pages it cannot make sense of
+	db, err := bbolt.Open(path, fileMode, &bbolt.Options{
+		NoFreelistSync: true, FreelistType: bbolt.FreelistMapType, Timeout: lockTimeout, InitialMmapSize: mapSize,
+	})
+	if err != nil {
+		return nil, 0, fmt.Errorf("opening %s (is another process using it?): %w", filepath.Base(path), err)
+	}
+	missing := false
+	err = db.View(func(tx *bbolt.Tx) error {
+		for _, name := range bucketNames {
+			missing = missing || tx.Bucket(name) == nil
+		}
+		index, err = appliedIn(tx)
+		return err
+	})
+	if err == nil && missing {
+		err = db.Update(makeBuckets)
+	}
+	if err != nil {
+		return nil, 0, errors.Join(fmt.Errorf("preparing %s: %w", filepath.Base(path), err), db.Close())
+	}
+	return db, index, nil
+}
+
+func makeBuckets(tx *bbolt.Tx) error {
+	for _, name := range append(bucketNames[:], bucketApplied) {
+		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// appliedIn is 0 in a new file.
+func appliedIn(tx *bbolt.Tx) (uint64, error) {
+	b := tx.Bucket(bucketApplied)
+	if b == nil {
+		return 0, nil
+	}
+	value := b.Get(keyApplied)
+	if value == nil {
+		return 0, nil
+	}
+	value, err := checkSum(sumApplied, keyApplied, value)
+	if err != nil || len(value) != 8 {
+		return 0, errors.Join(ErrDamaged, err)
+	}
+	return binary.BigEndian.Uint64(value), nil
 }
 
 // LogOptions are the house's options for the Raft log's file: fsync on, freelist in memory, no endless wait for a lock.
@@ -107,89 +244,132 @@ func LogOptions() *bbolt.Options {
 	return &bbolt.Options{NoFreelistSync: true, FreelistType: bbolt.FreelistMapType, Timeout: lockTimeout}
 }
 
-// Commit executes the operations, in order, and records the index they bring the state to.
+// Commit executes the operations, in order, and records the index they bring the state to. It keeps their memory. It waits
+// while a full layer has to wait for the one before it: that is all the pace the disk dictates. An error is for good.
 func (s *Store) Commit(index uint64, ops []fsm.Op) error {
-	tx, err := s.db.Begin(true)
-	if err != nil {
-		return fmt.Errorf("beginning: %w", err)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.active.full() && s.err == nil && !s.closing {
+		s.moved.Wait()
 	}
-	defer func() { _ = tx.Rollback() }() // nothing after a commit
-	var buckets [fsm.Buckets]*bbolt.Bucket
+	switch {
+	case s.err != nil:
+		return s.err
+	case s.closing:
+		return errors.New("store is closed")
+	}
 	for _, op := range ops {
-		b := buckets[op.Bucket]
-		if b == nil {
-			b = tx.Bucket(bucketNames[op.Bucket])
-			b.FillPercent = fillPercent
-			buckets[op.Bucket] = b
-		}
-		if op.Value == nil {
-			err = b.Delete(op.Key)
-		} else {
-			err = b.Put(op.Key, op.Value)
-		}
-		if err != nil {
-			return fmt.Errorf("writing key %x of bucket %d: %w", op.Key, op.Bucket, err)
-		}
+		s.active.put(op)
 	}
-	if err := tx.Bucket(bucketApplied).Put(keyApplied, binary.BigEndian.AppendUint64(nil, index)); err != nil {
-		return fmt.Errorf("writing the applied index: %w", err)
-	}
-	if err := tx.Commit(); err != nil {
-		return fmt.Errorf("committing: %w", err)
+	s.active.index, s.applied = index, index
+	if s.active.full() {
+		s.moved.Broadcast()
 	}
 	return nil
 }
 
-// Payload of the call at this place, copied.
-func (s *Store) Payload(seq uint64) (payload []byte, err error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	err = s.db.View(func(tx *bbolt.Tx) error {
-		value := tx.Bucket(bucketNames[fsm.BucketPayload]).Get(binary.BigEndian.AppendUint64(nil, seq))
+// Flush returns when the file holds the state at this index or a later one. The index may be above the last commit's: the
+// caller says that nothing up to it is missing.
+func (s *Store) Flush(index uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.active.index < index {
+		s.active.index = max(s.applied, index)
+	}
+	s.wanted = max(s.wanted, index)
+	s.moved.Broadcast()
+	for s.durable < index && s.err == nil && !s.closing {
+		s.moved.Wait()
+	}
+	if s.durable < index {
+		return errors.Join(errors.New("store is closed"), s.err)
+	}
+	return nil
+}
+
+// Payload of the call at this place, copied. ErrNotFound, or ErrDamaged.
+func (s *Store) Payload(seq uint64) ([]byte, error) {
+	key := binary.BigEndian.AppendUint64(nil, seq)
+	// Newest first: what leaves a layer while this looks is in the next place before.
+	if value, known := s.pending(fsm.BucketPayload, key); known {
 		if value == nil {
-			return ErrNotFound
+			return nil, fmt.Errorf("reading payload %d: %w", seq, ErrNotFound)
 		}
-		payload = append([]byte{}, value...)
-		return nil
-	})
+		return value, nil
+	}
+	payload, err := s.read(fsm.BucketPayload, key)
 	if err != nil {
 		return nil, fmt.Errorf("reading payload %d: %w", seq, err)
 	}
 	return payload, nil
 }
 
-// Applied is the index the state is at; 0 when new.
-func (s *Store) Applied() (index uint64, err error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
+// pending looks in the layers. known with a nil value: deleted.
+func (s *Store) pending(b fsm.Bucket, key []byte) (value []byte, known bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range []*layer{s.active, s.sealed} {
+		if l == nil {
+			continue
+		}
+		if value, known = l.get(b, key); known {
+			return value, true
+		}
+	}
+	return nil, false
+}
+
+func (s *Store) read(b fsm.Bucket, key []byte) (value []byte, err error) {
+	s.files.RLock()
+	defer s.files.RUnlock()
+	defer caught(&err)
 	err = s.db.View(func(tx *bbolt.Tx) error {
-		index = applied(tx)
-		return nil
+		sealed := tx.Bucket(bucketNames[b]).Get(key)
+		if sealed == nil {
+			return ErrNotFound
+		}
+		found, err := checkSum(b, key, sealed)
+		value = append([]byte{}, found...)
+		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("reading the applied index: %w", err)
+		return nil, err
 	}
-	return index, nil
+	return value, nil
 }
 
-func applied(tx *bbolt.Tx) uint64 {
-	if value := tx.Bucket(bucketApplied).Get(keyApplied); len(value) == 8 {
-		return binary.BigEndian.Uint64(value)
-	}
-	return 0
+// Applied is the index Commit brought the state to; 0 when new.
+func (s *Store) Applied() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.applied
 }
 
-// Each gives every pair but the payloads, buckets and keys in order: what fsm.Load takes. The operations are copies.
-func (s *Store) Each(yield func(fsm.Op) error) error {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	err := s.db.View(func(tx *bbolt.Tx) error {
+// Durable is the index the file is at: what a crash leaves.
+func (s *Store) Durable() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.durable
+}
+
+// Each gives every pair of the file but the payloads, buckets and keys in order, and checks it: what fsm.Load takes, at the
+// index Durable. The operation's memory is the file's: valid during the call only. Nothing may be committed meanwhile.
+func (s *Store) Each(yield func(fsm.Op) error) (err error) {
+	s.files.RLock()
+	defer s.files.RUnlock()
+	defer caught(&err)
+	err = s.db.View(func(tx *bbolt.Tx) error {
 		for i, name := range bucketNames {
-			if fsm.Bucket(i) == fsm.BucketPayload {
+			b := fsm.Bucket(i)
+			if b == fsm.BucketPayload {
 				continue
 			}
-			err := tx.Bucket(name).ForEach(func(key, value []byte) error {
-				return yield(fsm.Op{Bucket: fsm.Bucket(i), Key: bytes.Clone(key), Value: bytes.Clone(value)})
+			err := tx.Bucket(name).ForEach(func(key, sealed []byte) error {
+				value, err := checkSum(b, key, sealed)
+				if err != nil {
+					return err
+				}
+				return yield(fsm.Op{Bucket: b, Key: key, Value: value})
 			})
 			if err != nil {
 				return err
@@ -203,10 +383,10 @@ func (s *Store) Each(yield func(fsm.Op) error) error {
 	return nil
 }
 
-// Size of the state's file in use, in bytes: about what a snapshot takes.
+// Size of the state's file in use, in bytes: what a snapshot takes when it is sent.
 func (s *Store) Size() int64 {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
+	s.files.RLock()
+	defer s.files.RUnlock()
 	var size int64
 	_ = s.db.View(func(tx *bbolt.Tx) error {
 		size = tx.Size()
@@ -215,12 +395,21 @@ func (s *Store) Size() int64 {
 	return size
 }
 
-// Close waits for readers.
+// Hurry ends waiting for space on a full disk, now and later: the node stops.
+func (s *Store) Hurry() { s.hurryOnce.Do(func() { close(s.hurry) }) }
+
+// Close writes what is in memory and waits for readers.
 func (s *Store) Close() error {
+	s.Hurry()
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.closing = true
+	s.moved.Broadcast()
+	s.mu.Unlock()
+	s.written.Wait()
+	s.files.Lock()
+	defer s.files.Unlock()
 	if err := s.db.Close(); err != nil {
-		return fmt.Errorf("closing state: %w", err)
+		return errors.Join(fmt.Errorf("closing state: %w", err), s.err)
 	}
-	return nil
+	return s.err
 }

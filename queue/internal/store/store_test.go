@@ -3,7 +3,7 @@ package store
 import (
 	"bytes"
 	"errors"
-	"os"
+	"io"
 	"path/filepath"
 	"testing"
 
@@ -13,7 +13,7 @@ import (
 
 func open(t *testing.T) *Store {
 	t.Helper()
-	s, err := Open(t.TempDir())
+	s, err := Open(t.TempDir(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,11 +33,10 @@ func accept(t *testing.T, m *fsm.Machine, s *Store, index uint64, payload string
 
 func load(t *testing.T, s *Store) *fsm.Machine {
 	t.Helper()
-	index, err := s.Applied()
-	if err != nil {
+	if err := s.Flush(s.Applied()); err != nil {
 		t.Fatal(err)
 	}
-	m, err := fsm.Load(index, s.Each)
+	m, err := fsm.Load(s.Durable(), s.Each)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +45,7 @@ func load(t *testing.T, s *Store) *fsm.Machine {
 
 func snapshotOf(t *testing.T, s *Store) []byte {
 	t.Helper()
-	snapshot, err := s.Snapshot()
+	snapshot, err := s.Snapshot(Replica)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,6 +56,18 @@ func snapshotOf(t *testing.T, s *Store) []byte {
 		t.Fatalf("wrote %d, said %d: %v", b.Len(), n, err)
 	}
 	return b.Bytes()
+}
+
+// receive a snapshot in pieces.
+func receive(s *Store, r io.Reader, index uint64) error {
+	in, err := s.Receive()
+	if err != nil {
+		return err
+	}
+	if _, err := io.CopyBuffer(in, struct{ io.Reader }{r}, make([]byte, 1000)); err != nil {
+		return errors.Join(err, in.Cancel())
+	}
+	return in.Finish(index)
 }
 
 func TestStateAndPayloadsComeBack(t *testing.T) {
@@ -84,7 +95,7 @@ func TestSnapshotIsOfItsMomentAndRestores(t *testing.T) {
 	s, m := open(t), fsm.New()
 	accept(t, m, s, 1, "one")
 	want := m.Hash()
-	snapshot, err := s.Snapshot()
+	snapshot, err := s.Snapshot(Replica)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +111,10 @@ func TestSnapshotIsOfItsMomentAndRestores(t *testing.T) {
 
 	other, otherMachine := open(t), fsm.New()
 	accept(t, otherMachine, other, 7, "gone after the restore")
-	if err := other.Restore(&b); err != nil {
+	if err := receive(other, &b, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Adopt(); err != nil {
 		t.Fatal(err)
 	}
 	if got := load(t, other); got.Hash() != want || got.Applied() != 1 {
@@ -127,35 +141,16 @@ func TestDamagedSnapshotIsRefusedAndChangesNothing(t *testing.T) {
 	for _, at := range []int{0, 7, 9, 17, 23, snapshotHeader, snapshotHeader + 4096, len(good) - 5, len(good) - 1} {
 		damaged := bytes.Clone(good)
 		damaged[at] ^= 1
-		if err := s.Restore(bytes.NewReader(damaged)); !errors.Is(err, ErrSnapshot) {
+		if err := receive(s, bytes.NewReader(damaged), 0); !errors.Is(err, ErrSnapshot) {
 			t.Fatalf("byte %d: %v", at, err)
 		}
 	}
 	for _, cut := range []int{0, 5, snapshotHeader, len(good) / 2, len(good) - 1} {
-		if err := s.Restore(bytes.NewReader(good[:cut])); !errors.Is(err, ErrSnapshot) {
+		if err := receive(s, bytes.NewReader(good[:cut]), 0); !errors.Is(err, ErrSnapshot) {
 			t.Fatalf("cut at %d: %v", cut, err)
 		}
 	}
 	if load(t, s).Hash() != own.Hash() {
 		t.Fatal("state changed")
-	}
-}
-
-func TestOpenDiscardsWhatWasLeft(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "state-41.db"), []byte("half a file"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	s, err := Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = s.Close() }()
-	if index, err := s.Applied(); err != nil || index != 0 {
-		t.Fatalf("applied %d, %v", index, err)
-	}
-	if files, _ := filepath.Glob(filepath.Join(dir, "*")); len(files) != 1 {
-		t.Fatalf("files: %v", files)
 	}
 }
