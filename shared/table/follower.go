@@ -19,8 +19,11 @@ const (
 	grace = 50 * time.Millisecond
 	// leaderSilent is how long a digest says what the table should be; after it nobody leads, or the bus is away.
 	leaderSilent = 3 * wire.DigestEvery
-	// pollEvery is the safety net: the comparison with the last digest, and a small pull while nobody sends one.
+	// pollEvery is the safety net: the comparison with the last digest.
 	pollEvery = 2 * time.Second
+	// silentEvery paces small pulls while nobody sends digests. A record takes two of them to an edge, by way of a queue node, and
+	// asynchronous work may be late by 2 s altogether (reliability.md, B1).
+	silentEvery = 400 * time.Millisecond
 	// pullTimeout of one pull, all pages.
 	pullTimeout = 15 * time.Second
 	// A pull that failed or did not suffice is repeated after backoffFirst, doubling to backoffLast.
@@ -156,6 +159,9 @@ func (f *Follower) step(ctx context.Context) time.Duration {
 		return f.backoff("the function table still differs from its source", "count", digest.GetCount(), "epoch", digest.GetVersion().GetEpoch())
 	}
 	f.errors = 0
+	if leader == nil {
+		return silentEvery
+	}
 	return pollEvery
 }
 

@@ -276,9 +276,12 @@ func TestWithoutTheBusTheTableIsPolled(t *testing.T) {
 			b.tick(7)
 			b.equal("some seconds later")
 		}
-		if n := len(b.taken()); n > 50 {
+		if n := len(b.taken()); n > 200 {
 			t.Errorf("%d pulls in 70 s", n)
 		}
+		b.change("a", false, false)
+		b.tick(1)
+		b.equal("a second later, the bus being away for long")
 	})
 }
 

@@ -29,6 +29,7 @@ type Puller struct {
 	leader func() string
 	peers  []string // host:port of the other nodes' APIs
 	next   int      // the peer to ask first
+	failed string   // the leader's address, when it did not answer the last time
 }
 
 // NewPuller makes a puller that shows token.
@@ -51,15 +52,17 @@ func (p *Puller) Close() { p.client.CloseIdleConnections() }
 func (p *Puller) Pull(ctx context.Context, since *wire.Version) iter.Seq2[*wire.PullResponse, error] {
 	return func(yield func(*wire.PullResponse, error) bool) {
 		source := p.leader()
-		if source == "" && len(p.peers) > 0 {
+		if (source == "" || source == p.failed) && len(p.peers) > 0 {
 			source = p.peers[p.next%len(p.peers)]
 			p.next++
 		}
+		p.failed = ""
 		if source == "" {
 			yield(nil, errors.New("no scaler leads, as far as this node knows"))
 			return
 		}
 		if err := p.pull(ctx, source, since, yield); err != nil {
+			p.failed = source
 			yield(nil, fmt.Errorf("pulling from %s: %w", source, err))
 		}
 	}

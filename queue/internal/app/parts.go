@@ -120,9 +120,31 @@ func describe(e *table.Entry) (dispatch.Function, bool) {
 // follow prepares the copy of the table: from the leading scaler, else from another node.
 func (a *App) follow() {
 	a.puller = api.NewPuller(a.secrets.tokens[api.RoleQueue], func() string {
-		return a.follower.Leader().GetLeaderApi()
+		if leader := a.follower.Leader(); leader != nil {
+			return leader.GetLeaderApi()
+		}
+		return a.leadingScaler()
 	}, a.config.others(func(m Member) string { return m.APIAddress }))
 	a.follower = &table.Follower{Table: a.table, Bus: a.client, Name: a.config.Name, Pull: a.puller.Pull, Log: a.log}
+}
+
+// leadingScaler is host:port of the API of who has the scalers' lock, as far as this node has applied; empty: nobody. Without the bus
+// it is the only way to the leader's table.
+func (a *App) leadingScaler() (address string) {
+	a.node.View(func(m *fsm.Machine) {
+		var holder uint64
+		for _, l := range m.Locks() {
+			if l.Name == wire.ScalerLock {
+				holder = l.Session
+			}
+		}
+		for _, s := range m.Sessions() {
+			if s.ID == holder && !s.Vanished {
+				address = s.Address
+			}
+		}
+	})
+	return address
 }
 
 func (a *App) announceSynced(ctx context.Context) error {

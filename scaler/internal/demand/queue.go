@@ -99,13 +99,15 @@ func (q *Queue) Complete() bool {
 	return q.complete
 }
 
-// Answer takes the answer to a question that was asked at began: everything the queue held. What was heard since is newer.
-func (q *Queue) Answer(began, now time.Time, report *wire.DemandReport) {
+// Answer takes the answer to a question that was asked at began: everything the queue held. What was heard since is newer. It
+// says whether any number of calls is another now.
+func (q *Queue) Answer(began, now time.Time, report *wire.DemandReport) (news bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if report.GetTerm() < q.term {
-		return
+		return false
 	}
+	before := maps.Clone(q.functions)
 	if report.GetTerm() > q.term {
 		q.term, q.sequence, q.round = report.GetTerm(), 0, round{}
 	}
@@ -115,8 +117,13 @@ func (q *Queue) Answer(began, now time.Time, report *wire.DemandReport) {
 			q.functions[f.GetFunction()] = &queued{work: work(now, f), term: report.GetTerm(), sequence: q.sequence, heard: now}
 		}
 	}
+	news = !q.complete || !maps.EqualFunc(before, q.functions, func(a, b *queued) bool { return a.work.counts() == b.work.counts() })
 	q.complete = true
+	return news
 }
+
+// counts without the time of the next try, which is measured anew each time.
+func (w Work) counts() [4]uint64 { return [4]uint64{w.Queued, w.Running, w.Awaiting, w.Waiting} }
 
 func work(now time.Time, f *wire.FunctionDemand) Work {
 	w := Work{Queued: f.GetQueued(), Running: f.GetRunning(), Awaiting: f.GetAwaiting(), Waiting: f.GetWaiting()}

@@ -25,6 +25,9 @@ const (
 	askFor = 300 * time.Millisecond
 	// factsEvery paces the reading of the queue's facts: the net behind the hints.
 	factsEvery = 5 * time.Second
+	// demandEvery paces the reading of the queue's demand: without the bus, queued calls wake their function this late. It is the
+	// larger part of the 2 s that asynchronous work may be late then (reliability.md, B1).
+	demandEvery = time.Second
 	// factsTimeout bounds one reading.
 	factsTimeout = 2 * time.Second
 	// factsFresh: without a successful reading for this long nothing shrinks.
@@ -291,18 +294,20 @@ func (o *office) announce(record *wire.FunctionRecord) {
 	o.publish(wire.SubjectRecord, message)
 }
 
-// readDemand reads everything the queue holds once; what changes then comes over the bus.
+// readDemand reads everything the queue holds, again and again: what changes comes over the bus, and this is the net behind it.
 func (o *office) readDemand(ctx context.Context) {
 	for ctx.Err() == nil {
 		began := time.Now()
 		one, cancel := context.WithTimeout(ctx, factsTimeout)
 		report, err := o.Queue.Demand(one)
 		cancel()
-		if err == nil {
-			o.Demand.Answer(began, time.Now(), report)
-			o.Changed()
-			return
+		if err != nil {
+			pause(ctx, demandEvery/2)
+			continue
 		}
-		pause(ctx, activityEvery/10)
+		if o.Demand.Answer(began, time.Now(), report) {
+			o.Changed()
+		}
+		pause(ctx, demandEvery)
 	}
 }

@@ -395,6 +395,20 @@ func TestQueuedCallsWakeAndKeepAwake(t *testing.T) {
 	})
 }
 
+func TestQueuedCallsWakeWithoutTheBus(t *testing.T) {
+	t.Parallel()
+	play(t, twoEdges, func(w *world) {
+		w.orchestrator.Add("hello", tenSeconds)
+		_ = w.lead(1, func() {
+			w.sleep(10 * time.Second)
+			w.queue.mu.Lock()
+			w.queue.demand = &wire.DemandReport{Term: 1, Full: true, Parts: 1, Functions: []*wire.FunctionDemand{{Function: "hello", Queued: 1}}}
+			w.queue.mu.Unlock()
+			w.until("woken by what the queue answers", 1100*time.Millisecond, func() bool { return w.wanted("hello") == 1 })
+		})
+	})
+}
+
 func TestDependenciesStartFirst(t *testing.T) {
 	t.Parallel()
 	play(t, twoEdges, func(w *world) {
