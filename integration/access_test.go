@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/slimfaas/slimfaas/integration/cluster"
+	"github.com/slimfaas/slimfaas/integration/history"
 )
 
 // outsideAddress is an address of this machine that is not loopback: a caller through it is outside.
@@ -211,7 +212,7 @@ func TestBadInputIsAProblemAndCostsNothing(t *testing.T) {
 	if n := c.Replicas("good"); n != 0 {
 		t.Errorf("bad input woke the function: %d replicas", n)
 	}
-	if a := enqueue(c, 0, "good", "0-0", ""); a.outcome != "ok" {
+	if a := enqueue(c, 0, "good", "0-0", ""); a.Outcome != history.OK {
 		t.Errorf("a good call after all that: %+v", a)
 	}
 }

@@ -6,6 +6,10 @@ toolchain go1.26.11
 
 require github.com/slimfaas/slimfaas/shared v0.0.0
 
-require golang.org/x/sync v0.24.0 // indirect
+require (
+	github.com/anishathalye/porcupine v1.3.1 // indirect
+	golang.org/x/sync v0.24.0 // indirect
+	google.golang.org/protobuf v1.36.12 // indirect
+)
 
 replace github.com/slimfaas/slimfaas/shared => ../shared

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -13,30 +12,24 @@ import (
 	"time"
 
 	"github.com/slimfaas/slimfaas/integration/cluster"
+	"github.com/slimfaas/slimfaas/integration/history"
 )
 
-// attempt is one line of the ledger: what a client asked and what it was told.
-type attempt struct {
-	key     string // travels in the query; the recorder writes it down
-	id      string // SlimFaas-Element-Id of a 202, or of an unknown outcome
-	outcome string // ok, none, unknown
-}
-
 // enqueue one async call through an edge and tell the truth about the answer.
-func enqueue(c *cluster.Cluster, edge int, function, key, query string) attempt {
-	a := attempt{key: key}
+func enqueue(c *cluster.Cluster, edge int, function, key, query string) history.Attempt {
+	a := history.Attempt{Key: key}
 	status, header, body, err := c.Send(edge, http.MethodPost, "/async-function/"+function+"/work?key="+key+query, nil, []byte(key))
 	switch {
 	case err != nil:
-		a.outcome = "unknown" // the edge died under the request: the client cannot know
+		a.Outcome = history.Unknown // the edge died under the request: the client cannot know
 	case status == http.StatusAccepted:
-		a.outcome, a.id = "ok", header.Get("SlimFaas-Element-Id")
+		a.Outcome, a.ID = history.OK, header.Get("SlimFaas-Element-Id")
 	default:
 		var p problem
 		if json.Unmarshal(body, &p) == nil && p.Outcome != "" {
-			a.outcome, a.id = p.Outcome, header.Get("SlimFaas-Element-Id")
+			a.Outcome, a.ID = history.Outcome(p.Outcome), header.Get("SlimFaas-Element-Id")
 		} else {
-			a.outcome = "none"
+			a.Outcome = history.None
 		}
 	}
 	return a
@@ -52,52 +45,30 @@ func keyOf(l line) string {
 	return ""
 }
 
-// conservation of one function as one queue node exports it.
-type conservation struct {
-	accepted, redriven, succeeded, dead, cancelled, queued, running, waiting float64
-	applied                                                                  float64
-}
-
-func (v conservation) holds() bool {
-	return v.accepted+v.redriven == v.succeeded+v.dead+v.cancelled+v.queued+v.running+v.waiting
-}
-
-func readConservation(t testing.TB, c *cluster.Cluster, node, function string) conservation {
+// deliveries by key, as the function saw them.
+func deliveries(t testing.TB, rec records, function string) map[string]int {
 	t.Helper()
-	res, err := cluster.Client.Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", c.Ports()[node]["admin"]))
-	if err != nil {
-		t.Fatalf("metrics of %s: %v", node, err)
+	seen := map[string]int{}
+	for _, l := range rec.started(t, function) {
+		seen[keyOf(l)]++
 	}
-	defer res.Body.Close()
-	var text strings.Builder
-	buf := make([]byte, 64<<10)
-	for {
-		n, err := res.Body.Read(buf)
-		text.Write(buf[:n])
+	return seen
+}
+
+// workedOff waits until nothing is queued, running or waiting and all nodes agree about everything at one index.
+func workedOff(c *cluster.Cluster, function string, limit time.Duration) history.Counts {
+	var counts history.Counts
+	c.Eventually(limit, "the queue is empty and conserves", func() error {
+		nodes, err := c.Counters()
 		if err != nil {
-			break
+			return err
 		}
-	}
-	value := func(name string) float64 {
-		for _, l := range strings.Split(text.String(), "\n") {
-			head, v, ok := strings.Cut(l, "} ")
-			if ok && strings.HasPrefix(head, name+"{") && strings.Contains(head, `function="`+function+`"`) {
-				f, _ := strconv.ParseFloat(v, 64)
-				return f
-			}
-			if rest, ok := strings.CutPrefix(l, name+" "); ok {
-				f, _ := strconv.ParseFloat(rest, 64)
-				return f
-			}
+		if counts = nodes[0].Functions[function]; counts.Unfinished() > 0 {
+			return fmt.Errorf("%+v", counts)
 		}
-		return 0
-	}
-	return conservation{
-		accepted: value("slimfaas_async_accepted_total"), redriven: value("slimfaas_async_redriven_total"),
-		succeeded: value("slimfaas_async_succeeded_total"), dead: value("slimfaas_async_dead_total"), cancelled: value("slimfaas_async_cancelled_total"),
-		queued: value("slimfaas_async_queued"), running: value("slimfaas_async_running"), waiting: value("slimfaas_async_waiting"),
-		applied: value("slimfaas_queue_applied_index"),
-	}
+		return history.Agree(nodes)
+	})
+	return counts
 }
 
 // TestAcceptedCallsSurviveKillsOfEverything: 5,000 calls from 32 clients while the queue leader, an edge and the scaler leader
@@ -108,7 +79,7 @@ func TestAcceptedCallsSurviveKillsOfEverything(t *testing.T) {
 	c := cluster.Start(t, cluster.Options{Edges: 2, Scalers: 2, Functions: rec.yaml(fn{name: "work", annotations: map[string]string{
 		"NumberParallelRequest": "64", "NumberParallelRequestPerPod": "64", "TimeoutSecondBeforeSetReplicasMin": "600",
 	}})})
-	ledger := make([]attempt, calls)
+	var ledger history.Ledger
 	var next atomic.Int64
 	var wg sync.WaitGroup
 	began := time.Now()
@@ -122,8 +93,8 @@ func TestAcceptedCallsSurviveKillsOfEverything(t *testing.T) {
 				// A client that is refused asks again later under a new key, as people's clients do.
 				for try := 0; ; try++ {
 					a := enqueue(c, (client+try)%2, "work", fmt.Sprintf("%d-%d", n, try), "&ms=5")
-					ledger[n] = a
-					if a.outcome != "none" || try == 50 {
+					ledger.Add(a)
+					if a.Outcome != history.None || try == 50 {
 						break
 					}
 					pace(100 * time.Millisecond) // the client's own pace, not a wait for the system
@@ -154,57 +125,19 @@ func TestAcceptedCallsSurviveKillsOfEverything(t *testing.T) {
 		}
 	}
 	wg.Wait()
-	checkLedger(t, c, rec, "work", ledger)
+	checkLedger(t, c, rec, "work", &ledger)
 }
 
 // checkLedger waits until the queue has worked everything off and holds the ledger against what the function saw.
-func checkLedger(t *testing.T, c *cluster.Cluster, rec records, function string, ledger []attempt) {
+func checkLedger(t *testing.T, c *cluster.Cluster, rec records, function string, ledger *history.Ledger) history.Report {
 	t.Helper()
-	c.Eventually(120*time.Second, "the queue is empty and conserves", func() error {
-		v := readConservation(t, c, c.QueueLeader(1), function)
-		if v.queued+v.running+v.waiting > 0 || !v.holds() {
-			return fmt.Errorf("%+v", v)
-		}
-		return nil
-	})
-	seen := map[string]int{}
-	for _, l := range rec.started(t, function) {
-		seen[keyOf(l)]++
+	workedOff(c, function, 120*time.Second)
+	report := history.Check(ledger.Attempts(), deliveries(t, rec, function))
+	if err := report.Err(); err != nil {
+		t.Error(err)
 	}
-	var ok, none, unknown, lost, untrue, repeated int
-	attempted := map[string]bool{}
-	for _, a := range ledger {
-		attempted[a.key] = true
-		switch a.outcome {
-		case "ok":
-			ok++
-			if seen[a.key] == 0 {
-				lost++
-				t.Errorf("call %s (id %s) was answered 202 and never delivered", a.key, a.id)
-			}
-		case "none":
-			none++
-			if seen[a.key] > 0 {
-				untrue++
-				t.Errorf("call %s was answered `outcome: none` and delivered", a.key)
-			}
-		case "unknown":
-			unknown++
-		}
-	}
-	for key, n := range seen {
-		index, _, _ := strings.Cut(key, "-")
-		if i, err := strconv.Atoi(index); err != nil || i < 0 || i >= len(ledger) {
-			t.Errorf("a delivery of %q belongs to no request", key)
-		}
-		repeated += n - 1
-	}
-	for _, node := range c.Names("queue-") {
-		if v := readConservation(t, c, node, function); !v.holds() {
-			t.Errorf("conservation does not hold on %s: %+v", node, v)
-		}
-	}
-	t.Logf("ledger: %d ok, %d refused, %d unknown; lost %d, untrue %d, delivered again %d", ok, none, unknown, lost, untrue, repeated)
+	t.Log(report)
+	return report
 }
 
 func TestDeathOfAnEdgeRedeliversWithinEightSeconds(t *testing.T) {
@@ -214,7 +147,7 @@ func TestDeathOfAnEdgeRedeliversWithinEightSeconds(t *testing.T) {
 	}})})
 	const calls = 8
 	for n := range calls {
-		if a := enqueue(c, 1, "work", fmt.Sprintf("%d-0", n), "&ms=20000"); a.outcome != "ok" {
+		if a := enqueue(c, 1, "work", fmt.Sprintf("%d-0", n), "&ms=20000"); a.Outcome != history.OK {
 			t.Fatalf("call %d: %+v", n, a)
 		}
 	}
@@ -254,11 +187,11 @@ func TestQueuedCallsAloneWakeAndKeepAwake(t *testing.T) {
 		}},
 	)})
 	for n := range 8 { // one at a time, 500 ms each: four times the sleep timeout
-		if a := enqueue(c, 0, "backlog", fmt.Sprintf("%d-0", n), "&ms=500"); a.outcome != "ok" {
+		if a := enqueue(c, 0, "backlog", fmt.Sprintf("%d-0", n), "&ms=500"); a.Outcome != history.OK {
 			t.Fatalf("%+v", a)
 		}
 	}
-	if a := enqueue(c, 0, "retry", "0-0", "&status=503"); a.outcome != "ok" {
+	if a := enqueue(c, 0, "retry", "0-0", "&status=503"); a.Outcome != history.OK {
 		t.Fatalf("%+v", a)
 	}
 	c.Eventually(30*time.Second, "the backlog is worked off", func() error {
@@ -294,7 +227,7 @@ func TestQueuedCallsAloneWakeAndKeepAwake(t *testing.T) {
 func TestQueueWithoutMajorityIsToldTruthfully(t *testing.T) {
 	rec := newRecords(t)
 	c := cluster.Start(t, cluster.Options{NoRestart: true, Functions: rec.yaml(fn{name: "work"})})
-	if a := enqueue(c, 0, "work", "0-0", ""); a.outcome != "ok" {
+	if a := enqueue(c, 0, "work", "0-0", ""); a.Outcome != history.OK {
 		t.Fatalf("with all nodes: %+v", a)
 	}
 	leader := c.QueueLeader(0)
@@ -307,11 +240,11 @@ func TestQueueWithoutMajorityIsToldTruthfully(t *testing.T) {
 	// The first call may be handed over before the leader notices: unknown, in time. Later ones are refused at once.
 	began := time.Now()
 	first := enqueue(c, 0, "work", "1-0", "")
-	if took := time.Since(began); took > 6*time.Second || first.outcome == "ok" {
+	if took := time.Since(began); took > 6*time.Second || first.Outcome == history.OK {
 		t.Errorf("without a majority the call was answered %+v after %v", first, took)
 	}
 	c.Eventually(15*time.Second, "calls are refused with outcome none", func() error {
-		if a := enqueue(c, 0, "work", "2-0", ""); a.outcome != "none" {
+		if a := enqueue(c, 0, "work", "2-0", ""); a.Outcome != history.None {
 			return fmt.Errorf("%+v", a)
 		}
 		return nil

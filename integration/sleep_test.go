@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/slimfaas/slimfaas/integration/cluster"
+	"github.com/slimfaas/slimfaas/integration/history"
 )
 
 // seed of the random choices of a test: SEED, else the clock; always printed.
@@ -72,7 +73,7 @@ func TestFunctionSleepsAfterItsTimeoutAndNotDuringWork(t *testing.T) {
 			t.Errorf("stream brought %d of 15 events", n)
 		}
 	})
-	if a := enqueue(c, 0, "async", "0-0", "&ms="+strconv.Itoa(int(work.Milliseconds()))); a.outcome != "ok" {
+	if a := enqueue(c, 0, "async", "0-0", "&ms="+strconv.Itoa(int(work.Milliseconds()))); a.Outcome != history.OK {
 		t.Errorf("async: %+v", a)
 	}
 	status, body, err := c.Get(0, "/function/short/")

@@ -36,6 +36,9 @@ type Options struct {
 	State     string   // "": a directory of the test, removed with it
 	Before    []string // -f files in front of ours: ours is then the overlay that wins
 	Extra     string   // more top-level YAML sections of the manifest
+	// Prelude is shell that runs in a program's process before the program, by program (queue, edge, scaler): a test puts
+	// its proxies into the environment with it. See Redirect.
+	Prelude map[string]string
 }
 
 // Cluster is one running local stack.
@@ -52,6 +55,7 @@ type Cluster struct {
 	// ReadyAfter is how long the last start took until the stack said ready.
 	ReadyAfter time.Duration
 	seen       map[int]string // every pid ever listed, with its kernel start time
+	bin        string         // "": Bin()
 }
 
 // Client is the HTTP client of tests: no proxy, no redirects, a pool large enough for the load tests.
@@ -141,7 +145,7 @@ func (c *Cluster) Run() {
 	if c.opts.NoRestart {
 		args = append(args, "--no-restart")
 	}
-	c.cmd = exec.Command(filepath.Join(Bin(), "local"), args...)
+	c.cmd = exec.Command(filepath.Join(c.programs(), "local"), args...)
 	c.cmd.Env = append(os.Environ(), c.opts.Env...)
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	out, err := c.cmd.StdoutPipe()

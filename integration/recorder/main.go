@@ -3,7 +3,7 @@
 //
 //	RECORD  file that gets one JSON line per request, at its start and at its end
 //	START_DELAY_MS  wait before listening
-//	?ms=  how long a request takes   ?status=  its answer   ?stream=n  n chunks, one each ms
+//	?ms=  how long a request takes   ?status=  its answer   ?stream=n  n chunks, one each ms   ?die=1  it kills the process
 package main
 
 import (
@@ -82,6 +82,9 @@ func (r *recorder) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	case <-req.Context().Done():
 		end.Aborted = true
 		return
+	}
+	if q.Get("die") != "" {
+		os.Exit(3) // as a poison message does: no answer, no end in the record
 	}
 	status := http.StatusOK
 	if s, err := strconv.Atoi(q.Get("status")); err == nil {
