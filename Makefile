@@ -43,6 +43,10 @@ integration: build-race ## real processes, killed and counted; one cluster at a 
 timing: build ## the figures that a race detector would spoil, on plain binaries
 	@cd integration && SLIMFAAS_BIN=$(CURDIR)/bin go test -p 1 -count=1 -timeout 15m -tags timing -run '^TestTiming' -v ./... | grep -vE '^(=== |\?)'
 
+.PHONY: chaos
+chaos: build ## the full-sized fault tests of docs/reliability.md: SEED=n again the same, RUN=regexp some, CHAOS_PERCENT=n smaller
+	@cd integration && SLIMFAAS_FULL=1 SLIMFAAS_BIN=$(CURDIR)/bin go test -p 1 -count=1 -timeout 8h -run '$(or $(RUN),^TestChaos)' -v ./... | grep -vE '^(=== |\?)'
+
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (20s)
 	@for m in $(MODULES); do (cd $$m && for f in $$(grep -rlE '^func Fuzz' --include='*_test.go' . || true); do \

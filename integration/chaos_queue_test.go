@@ -266,17 +266,16 @@ func TestChaosQ14RollingRestart(t *testing.T) {
 					_, err := client.Do(budget, accept(k.id))
 					done()
 					calls.Add(1)
-					switch {
-					case err == nil:
-						k.ok.Store(true)
-						l.mu.Lock()
-						l.acks = append(l.acks, l.rec.Now())
-						l.mu.Unlock()
-					default:
+					if err != nil {
 						k.open.Store(errors.Is(err, queueclient.ErrUnknown))
 						failed.Add(1)
 						t.Errorf("a write with a budget of 3 s failed: %v", err)
+						continue
 					}
+					k.ok.Store(true)
+					l.mu.Lock()
+					l.acks = append(l.acks, l.rec.Now())
+					l.mu.Unlock()
 					pace(20 * time.Millisecond)
 				}
 			})

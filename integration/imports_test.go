@@ -50,6 +50,7 @@ var homes = map[string][]string{
 	"net/http/httputil":                   {"edge/internal/forward"},
 	"go.yaml.in/yaml":                     {"deploy/local/internal/manifest"},
 	"k8s.io/client-go":                    {"scaler/internal/orchestrator/kube"},
+	"github.com/anishathalye/porcupine":   {"integration/history"},
 	"github.com/prometheus/client_golang": {"shared/obs", "edge/internal/metrics", "queue/internal/metrics", "scaler/internal/metrics", "scaler/internal/app"},
 }
 

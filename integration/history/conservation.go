@@ -107,7 +107,7 @@ func (c *Counts) field(metric string) *float64 {
 	return nil
 }
 
-// ErrApart: the nodes are not at one index, so nothing can be said yet. Ask again.
+// ErrApart says that the nodes are not at one index, so nothing can be said yet. Ask again.
 var ErrApart = errors.New("the nodes are at different indexes")
 
 // Agree checks that all nodes are at one applied index, that the law holds there for every function, and that the nodes say the
