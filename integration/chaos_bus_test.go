@@ -127,7 +127,7 @@ func TestChaosB2HintsHarmed(t *testing.T) {
 	))
 	links.Harm(cluster.Hints{Lose: 0.3, Double: 0.3, Reorder: 0.3})
 	var ledger history.Ledger
-	for round := range n.runs(2, 20) {
+	for round := range n.runs(1, 20) {
 		for i := range 100 {
 			ledger.Add(enqueue(c, i%2, "work", fmt.Sprintf("%d-%d", round, i), "&ms=5"))
 		}
