@@ -243,8 +243,6 @@ func TestCertificatesRotateUnderLoad(t *testing.T) {
 	loaded(200)
 	close(stop)
 	load.Wait()
-	mu.Lock()
-	defer mu.Unlock()
 	checkLedger(t, c, rec, "work", &ledger)
 	if status, body, err := c.Get(0, "/cluster"); err != nil || status != http.StatusOK || !bytes.Contains(body, []byte("scaler-")) {
 		t.Errorf("GET /cluster: %d %s %v", status, body, err)
