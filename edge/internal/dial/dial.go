@@ -22,7 +22,7 @@ type Error struct{ err error }
 func (e *Error) Error() string { return "connecting: " + e.err.Error() }
 func (e *Error) Unwrap() error { return e.err }
 
-// ErrIdleClosed: the function had closed the idle connection before a byte was written to it.
+// ErrIdleClosed says that the function had closed the idle connection before a byte was written to it.
 var ErrIdleClosed = errors.New("the function closed the idle connection")
 
 // Context dials a replica, for http.Transport.DialContext. The connection is a *Conn; a failure is an *Error.
