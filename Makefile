@@ -39,7 +39,7 @@ test: unit integration ## every test that needs nothing but this machine, with t
 unit: ## tests of the packages
 	@for m in $(filter-out integration,$(MODULES)); do echo "== $$m"; (cd $$m && go test -race -timeout 5m ./...); done
 integration: build-race ## real processes, killed and counted; one cluster at a time
-	@cd integration && SLIMFAAS_BIN=$(CURDIR)/bin/race go test -race -p 1 -count=1 -timeout 15m ./...
+	@cd integration && SLIMFAAS_BIN=$(CURDIR)/bin/race go test -race -p 1 -count=1 -timeout 30m ./...
 timing: build ## the figures that a race detector would spoil, on plain binaries
 	@cd integration && SLIMFAAS_BIN=$(CURDIR)/bin go test -p 1 -count=1 -timeout 15m -tags timing -run '^TestTiming' -v ./... | grep -vE '^(=== |\?)'
 
