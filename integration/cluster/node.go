@@ -135,10 +135,13 @@ func (n *Node) call(ctx context.Context, procedure string, in, out proto.Message
 	return proto.Unmarshal(answer, out)
 }
 
-// Counters of all queue nodes, each at its own moment.
+// Counters of all queue nodes, each at its own moment. Without restarts the dead stay dead, and have none.
 func (c *Cluster) Counters() ([]history.Counters, error) {
 	var all []history.Counters
 	for _, name := range c.Queues() {
+		if c.opts.NoRestart && c.PID(name) == 0 {
+			continue
+		}
 		res, err := Client.Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", c.Ports()[name]["admin"]))
 		if err != nil {
 			return nil, err
