@@ -230,7 +230,13 @@ func (a *App) Addr() (apiAddress, adminAddress net.Addr) { return a.api.Addr(), 
 // stops. It returns early when something fails for good.
 func (a *App) Run(ctx context.Context) error {
 	var plumbing, traffic group
-	plumbing.start(func(ctx context.Context) error { return a.follower.Run(ctx) })
+	plumbing.start(func(ctx context.Context) error {
+		err := a.follower.Run(ctx)
+		if a.draining.Load() {
+			return nil // a node that stops as it starts closes the connection under it
+		}
+		return err
+	})
 	plumbing.start(func(ctx context.Context) error { return a.announceSynced(ctx) })
 	if a.tls != nil {
 		plumbing.start(a.tls.Run)
