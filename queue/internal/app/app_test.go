@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -18,6 +17,7 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/slimfaas/slimfaas/shared/function"
+	"github.com/slimfaas/slimfaas/shared/testkit"
 	"github.com/slimfaas/slimfaas/shared/wire"
 	"github.com/slimfaas/slimfaas/shared/wire/wireconnect"
 )
@@ -44,7 +44,7 @@ func newCluster(t *testing.T, size int, change ...func(*Config)) *cluster {
 	c := &cluster{t: t, secrets: t.TempDir(), tokens: map[string]string{}}
 	c.writeSecrets()
 	for i := range size {
-		ports := freeAddresses(t, 3)
+		ports := testkit.FreeAddresses(t, 3)
 		c.members = append(c.members, Member{
 			Name: "queue-" + string(rune('0'+i)), RaftAddress: ports[0], APIAddress: ports[1], RoutesAddress: ports[2],
 		})
@@ -118,20 +118,6 @@ func (c *cluster) writeSecrets() {
 		write("token-"+role, c.tokens[role]+"\n")
 	}
 	write("routes.password", "between nodes")
-}
-
-func freeAddresses(t *testing.T, n int) []string {
-	t.Helper()
-	var out []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = l.Close() }()
-		out = append(out, l.Addr().String())
-	}
-	return out
 }
 
 func (c *cluster) eventually(what string, ok func() bool) {

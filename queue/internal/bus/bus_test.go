@@ -3,7 +3,6 @@ package bus
 import (
 	"errors"
 	"log/slog"
-	"net"
 	"slices"
 	"testing"
 	"time"
@@ -11,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nkeys"
 
+	"github.com/slimfaas/slimfaas/shared/testkit"
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
 
@@ -50,20 +50,6 @@ func (k keyring) connect(t *testing.T, url string, r Role, extra ...nats.Option)
 	return c, errs
 }
 
-func freeAddresses(t *testing.T, n int) []string {
-	t.Helper()
-	var out []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		out = append(out, l.Addr().String())
-	}
-	return out
-}
-
 func start(t *testing.T, c Config) *Server {
 	t.Helper()
 	c.Log = slog.New(slog.DiscardHandler)
@@ -78,7 +64,7 @@ func start(t *testing.T, c Config) *Server {
 
 func startMesh(t *testing.T, k keyring) []*Server {
 	t.Helper()
-	routes := freeAddresses(t, 3)
+	routes := testkit.FreeAddresses(t, 3)
 	var servers []*Server
 	for i := range 3 {
 		peers := slices.Delete(slices.Clone(routes), i, i+1)
@@ -222,7 +208,7 @@ func TestANodeWithAWrongPasswordStaysOutside(t *testing.T) {
 	k := newKeyring(t)
 	servers := startMesh(t, k)
 	forged := start(t, Config{
-		Node: "queue-9", RoutesAddress: freeAddresses(t, 1)[0], Peers: []string{servers[0].nats.ClusterAddr().String()},
+		Node: "queue-9", RoutesAddress: testkit.FreeAddresses(t, 1)[0], Peers: []string{servers[0].nats.ClusterAddr().String()},
 		RoutesPassword: "guess", Keys: k.public,
 	})
 	inside, _ := k.connect(t, servers[0].URL(), RoleScaler)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/slimfaas/slimfaas/shared/testkit"
 	"github.com/slimfaas/slimfaas/shared/tlsconf"
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
@@ -60,7 +61,7 @@ func TestRoutesAndClientsNeedTheRightCertificate(t *testing.T) {
 	k, a := newKeyring(t), newAuthority(t)
 	members := tlsconf.Names("queue-0", "queue-1", "queue-2", "queue-3")
 	clients := tlsconf.Names("edge", "scaler")
-	routes := freeAddresses(t, 5)
+	routes := testkit.FreeAddresses(t, 5)
 	var log record
 	node := func(i int, name string, files *tlsconf.Files) *Server {
 		t.Helper()

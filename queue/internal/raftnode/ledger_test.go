@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/slimfaas/slimfaas/shared/testkit"
 )
 
 // ledger is what the writers were told, outside of everything that is killed.
@@ -214,7 +216,7 @@ func startProcesses(t *testing.T, size int, mutate func(*processConfig)) (nodes 
 	var members []Member
 	var controls []string
 	for i := range size {
-		addresses := freeAddresses(t, 2)
+		addresses := testkit.FreeAddresses(t, 2)
 		members = append(members, Member{Name: fmt.Sprintf("queue-%d", i), RaftAddress: addresses[0]})
 		controls = append(controls, addresses[1])
 	}
@@ -230,17 +232,4 @@ func startProcesses(t *testing.T, size int, mutate func(*processConfig)) (nodes 
 		nodes = append(nodes, p)
 	}
 	return nodes
-}
-
-func freeAddresses(t *testing.T, n int) (addresses []string) {
-	t.Helper()
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = l.Close() }()
-		addresses = append(addresses, l.Addr().String())
-	}
-	return addresses
 }
