@@ -127,7 +127,7 @@ func startLoad(t *testing.T, c *cluster.Cluster, writers, readers, perSecond int
 			defer tick.Stop()
 			for ctx.Err() == nil {
 				if i < writers {
-					l.write(ctx, mine, number)
+					l.write(mine, number)
 				} else if k := l.pick(); k != nil {
 					l.read(ctx, number, k, 5*time.Second, func(ctx context.Context) (*wire.Call, error) {
 						r, err := mine.GetCall(ctx, &wire.GetCallRequest{Id: []byte(k.id)})
@@ -186,11 +186,19 @@ func (l *load) pick() *key {
 	return k
 }
 
-func (l *load) fresh() *key {
+// private is a key that nobody else reads or writes; finish looks for it.
+func (l *load) private() *key {
 	k := &key{id: newID()}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.all = append(l.all, k)
+	return k
+}
+
+func (l *load) fresh() *key {
+	k := l.private()
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.hot = append(l.hot, k)
 	if len(l.hot) > hotKeys {
 		l.hot = l.hot[1:]
@@ -224,8 +232,9 @@ func accept(id string) *wire.Op {
 	return &wire.Op{Op: &wire.Op_Accept{Accept: &wire.Accept{Id: []byte(id), Function: register, Payload: payload, Size: uint64(len(payload))}}}
 }
 
-// write accepts a new call, or one that others know, or cancels one.
-func (l *load) write(ctx context.Context, client *queueclient.Client, number int) {
+// write accepts a new call, or one that others know, or cancels one. It is not given up when the load ends: an accept that was
+// handed over and not waited for may be carried out after finish has counted.
+func (l *load) write(client *queueclient.Client, number int) {
 	kind, k := history.Accept, (*key)(nil)
 	switch n := rand.IntN(10); {
 	case n < 3:
@@ -240,7 +249,7 @@ func (l *load) write(ctx context.Context, client *queueclient.Client, number int
 	if kind == history.Cancel {
 		op = &wire.Op{Op: &wire.Op_Cancel{Cancel: &wire.Cancel{Id: []byte(k.id)}}}
 	}
-	patience, cancel := context.WithTimeout(ctx, 10*time.Second)
+	patience, cancel := context.WithTimeout(l.t.Context(), 10*time.Second)
 	defer cancel()
 	o := history.Op{Client: number, Key: k.id, Kind: kind, Call: l.rec.Now()}
 	result, err := client.Do(patience, op)

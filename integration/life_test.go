@@ -24,11 +24,12 @@ type lifeStatus struct {
 	LastError  *string
 }
 
-// life is one call sent with headers and a query for the recorder.
+// life sends calls with headers and a query for the recorder to a function of its own.
 type life struct {
 	t   *testing.T
 	c   *cluster.Cluster
 	rec records
+	fn  string // of this part of the test
 }
 
 func (l life) send(function, key, query string, header map[string]string) (status int, id string, p problem) {
@@ -103,19 +104,46 @@ func (l life) runs(function, key string) (n int) {
 	return n
 }
 
-func startLife(t *testing.T, env ...string) life {
+// TestLifeOfACall: what else can become of a call than to be delivered at once. Every part has a function of its own on one cluster.
+func TestLifeOfACall(t *testing.T) {
 	rec := newRecords(t)
-	c := cluster.Start(t, cluster.Options{Env: env, Functions: rec.yaml(fn{name: "work", annotations: map[string]string{
-		"ReplicasMin": "1", "NumberParallelRequest": "4", "NumberParallelRequestPerPod": "4",
-		"Configuration": `{"DefaultAsync":{"TimeoutRetries":[1],"HttpStatusRetries":[500]}}`,
-	}})})
-	return life{t, c, rec}
+	var functions []fn
+	for _, name := range []string{"delayed", "dead", "later", "keyed", "kept"} {
+		functions = append(functions, fn{name: name, annotations: map[string]string{
+			"ReplicasMin": "1", "NumberParallelRequest": "4", "NumberParallelRequestPerPod": "4",
+			"Configuration": `{"DefaultAsync":{"TimeoutRetries":[1],"HttpStatusRetries":[500]}}`,
+		}})
+	}
+	c := cluster.Start(t, cluster.Options{Env: []string{"QUEUE_MAX_IDEMPOTENCY_KEYS=2"}, Functions: rec.yaml(functions...)})
+	part := func(name string, test func(*testing.T, life)) func(*testing.T) {
+		return func(t *testing.T) { test(t, life{t, c, rec, name}) }
+	}
+	t.Run("in peace", func(t *testing.T) {
+		for name, test := range map[string]func(*testing.T, life){
+			"delayed": lifeOfADelayedAndCancelledCall, "dead": lifeOfDeadLetters, "later": lifeOfACallWhoseFunctionSaysLater,
+		} {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel() // they wait most of the time
+				part(name, test)(t)
+			})
+		}
+	})
+	t.Run("keyed", part("keyed", lifeUnderAnIdempotencyKey)) // these two kill the leader
+	t.Run("kept", part("kept", lifeOfAKeptResult))
+}
+
+// eventually is the cluster's, failing the part and not the whole.
+func (l life) eventually(limit time.Duration, what string, check func() error) {
+	l.t.Helper()
+	if err := cluster.Poll(l.t.Context(), limit, check); err != nil {
+		l.t.Fatalf("%s did not hold within %v: %v", what, limit, err)
+	}
 }
 
 // conserved checks every node, and what it counts.
 func (l life) conserved(function string, want history.Counts) {
 	l.t.Helper()
-	l.c.Eventually(10*time.Second, "the books of every node", func() error {
+	l.eventually(10*time.Second, "the books of every node", func() error {
 		nodes, err := l.c.Counters()
 		if err != nil {
 			return err
@@ -138,11 +166,10 @@ func (l life) counts(function string) history.Counts {
 	return nodes[0].Functions[function]
 }
 
-func TestLifeOfADelayedAndCancelledCall(t *testing.T) {
-	l := startLife(t)
+func lifeOfADelayedAndCancelledCall(t *testing.T, l life) {
 	began := time.Now()
-	delayed := l.accepted("work", "delayed", "", map[string]string{"SlimFaas-Delay": "3s"})
-	cancelled := l.accepted("work", "cancelled", "", map[string]string{"SlimFaas-Delay": "1h"})
+	delayed := l.accepted(l.fn, "delayed", "", map[string]string{"SlimFaas-Delay": "3s"})
+	cancelled := l.accepted(l.fn, "cancelled", "", map[string]string{"SlimFaas-Delay": "1h"})
 	if s := l.status(delayed); s.State != "Waiting" || s.Tries != 0 {
 		t.Errorf("delayed: %+v", s)
 	}
@@ -155,12 +182,12 @@ func TestLifeOfADelayedAndCancelledCall(t *testing.T) {
 		t.Errorf("cancelled: %+v", s)
 	}
 	l.ended(delayed, "Succeeded")
-	first := l.rec.started(t, "work")[0]
+	first := l.rec.started(t, l.fn)[0]
 	if took := time.UnixMilli(first.AtMs).Sub(began); took < 2900*time.Millisecond || took > 8*time.Second {
 		t.Errorf("the delayed call ran after %v, want 3 s", took)
 	}
-	running := l.accepted("work", "running", "&ms=3000", nil)
-	l.c.Eventually(10*time.Second, "it runs", func() error {
+	running := l.accepted(l.fn, "running", "&ms=3000", nil)
+	l.eventually(10*time.Second, "it runs", func() error {
 		if l.status(running).State != "Running" {
 			return errNotYet
 		}
@@ -170,19 +197,18 @@ func TestLifeOfADelayedAndCancelledCall(t *testing.T) {
 		wantProblem(t, l.c, http.MethodDelete, "/async-calls/"+path, nil, nil, status)
 	}
 	l.ended(running, "Succeeded")
-	if n := l.runs("work", "cancelled"); n != 0 {
+	if n := l.runs(l.fn, "cancelled"); n != 0 {
 		t.Errorf("the cancelled call ran %d times", n)
 	}
-	l.conserved("work", history.Counts{Accepted: 3, Succeeded: 2, Cancelled: 1})
+	l.conserved(l.fn, history.Counts{Accepted: 3, Succeeded: 2, Cancelled: 1})
 }
 
-func TestLifeUnderAnIdempotencyKey(t *testing.T) {
-	l := startLife(t, "QUEUE_MAX_IDEMPOTENCY_KEYS=2")
+func lifeUnderAnIdempotencyKey(t *testing.T, l life) {
 	key := map[string]string{"Idempotency-Key": "order 17"}
 	ids := make([]string, 8)
 	var wg sync.WaitGroup
 	for i := range ids { // at the same moment
-		wg.Go(func() { _, ids[i], _ = l.send("work", "same", "", key) })
+		wg.Go(func() { _, ids[i], _ = l.send(l.fn, "same", "", key) })
 	}
 	wg.Wait()
 	for _, id := range ids {
@@ -191,47 +217,46 @@ func TestLifeUnderAnIdempotencyKey(t *testing.T) {
 		}
 	}
 	l.ended(ids[0], "Succeeded")
-	if status, id, _ := l.send("work", "same", "", key); status != 202 || id != ids[0] {
+	if status, id, _ := l.send(l.fn, "same", "", key); status != 202 || id != ids[0] {
 		t.Errorf("a repeat after the end: %d %s", status, id)
 	}
-	if status, _, p := l.send("work", "other", "", key); status != 422 || p.Outcome != "none" {
+	if status, _, p := l.send(l.fn, "other", "", key); status != 422 || p.Outcome != "none" {
 		t.Errorf("another request: %d %+v", status, p)
 	}
 	// The key outlives the leader that saw it first.
 	leader := l.c.QueueLeader(0)
 	l.c.Kill(leader)
-	l.c.Eventually(15*time.Second, "a repeat is recognised by the next leader", func() error {
-		if status, id, p := l.send("work", "same", "", key); status != 202 || id != ids[0] {
+	l.eventually(15*time.Second, "a repeat is recognised by the next leader", func() error {
+		if status, id, p := l.send(l.fn, "same", "", key); status != 202 || id != ids[0] {
 			return fmt.Errorf("%d %s %+v", status, id, p)
 		}
 		return nil
 	})
-	l.accepted("work", "second", "", map[string]string{"Idempotency-Key": "b"})
-	if status, _, p := l.send("work", "third", "", map[string]string{"Idempotency-Key": "c"}); status != 429 || p.Outcome != "none" {
+	l.accepted(l.fn, "second", "", map[string]string{"Idempotency-Key": "b"})
+	if status, _, p := l.send(l.fn, "third", "", map[string]string{"Idempotency-Key": "c"}); status != 429 || p.Outcome != "none" {
 		t.Errorf("a key too many: %d %+v", status, p)
 	}
-	l.ended(l.accepted("work", "unkeyed", "", nil), "Succeeded")
-	if n := l.runs("work", "same"); n != 1 {
+	l.ended(l.accepted(l.fn, "unkeyed", "", nil), "Succeeded")
+	if n := l.runs(l.fn, "same"); n != 1 {
 		t.Errorf("the call ran %d times", n)
 	}
-	l.c.Eventually(15*time.Second, "all ended", func() error {
-		if v := l.counts("work"); v.Succeeded != 3 {
+	l.eventually(15*time.Second, "all ended", func() error {
+		if v := l.counts(l.fn); v.Succeeded != 3 {
 			return fmt.Errorf("%+v", v)
 		}
 		return nil
 	})
-	l.conserved("work", history.Counts{Accepted: 3, Succeeded: 3})
+	l.conserved(l.fn, history.Counts{Accepted: 3, Succeeded: 3})
 }
 
-func TestLifeOfAKeptResult(t *testing.T) {
-	l := startLife(t)
+func lifeOfAKeptResult(t *testing.T, l life) {
 	keep := map[string]string{"SlimFaas-Keep-Result": "1h"}
-	id := l.accepted("work", "kept", "&status=203", keep)
-	large := l.accepted("work", "large", "&bytes=1048576", keep)
-	larger := l.accepted("work", "larger", "&bytes=1048577", keep)
-	bad := l.accepted("work", "bad", "&status=404", keep)
-	slow := l.accepted("work", "slow", "&ms=2000", keep)
-	plain := l.accepted("work", "plain", "", nil)
+	id := l.accepted(l.fn, "kept", "&status=203", keep)
+	large := l.accepted(l.fn, "large", "&bytes=1048576", keep)
+	larger := l.accepted(l.fn, "larger", "&bytes=1048577", keep)
+	bad := l.accepted(l.fn, "bad", "&status=404", keep)
+	slow := l.accepted(l.fn, "slow", "&ms=2000", keep)
+	plain := l.accepted(l.fn, "plain", "", nil)
 	wantProblem(t, l.c, http.MethodGet, "/async-calls/"+slow+"/result", nil, nil, 409)
 	l.ended(id, "Succeeded")
 	result := func(id string) (int, http.Header, []byte) {
@@ -259,7 +284,7 @@ func TestLifeOfAKeptResult(t *testing.T) {
 	l.ended(plain, "Succeeded")
 	wantProblem(t, l.c, http.MethodGet, "/async-calls/"+plain+"/result", nil, nil, 404)
 	l.c.Kill(l.c.QueueLeader(0))
-	l.c.Eventually(15*time.Second, "the next leader has the result", func() error {
+	l.eventually(15*time.Second, "the next leader has the result", func() error {
 		if status, _, body := result(large); status != 200 || len(body) != 1<<20 {
 			return fmt.Errorf("%d, %d bytes", status, len(body))
 		}
@@ -267,65 +292,63 @@ func TestLifeOfAKeptResult(t *testing.T) {
 	})
 }
 
-func TestLifeOfDeadLetters(t *testing.T) {
-	l := startLife(t)
+func lifeOfDeadLetters(t *testing.T, l life) {
 	// Of three calls that die, one is over its maximum age before its time, one is refused, one fails twice.
-	aged := l.accepted("work", "aged", "", map[string]string{"SlimFaas-Max-Age": "1s", "SlimFaas-Delay": "30s"})
+	aged := l.accepted(l.fn, "aged", "", map[string]string{"SlimFaas-Max-Age": "1s", "SlimFaas-Delay": "30s"})
 	if s := l.ended(aged, "Dead"); s.Tries != 0 || s.LastError == nil || !strings.Contains(*s.LastError, "expired") {
 		t.Errorf("over its age: %+v", s)
 	}
-	refused := l.accepted("work", "refused", "&first=400", nil)
+	refused := l.accepted(l.fn, "refused", "&first=400", nil)
 	l.ended(refused, "Dead")
-	failing := l.accepted("work", "failing", "&status=500", nil)
+	failing := l.accepted(l.fn, "failing", "&status=500", nil)
 	if s := l.ended(failing, "Dead"); s.Tries != 2 {
 		t.Errorf("failing: %+v", s)
 	}
 	var list []lifeStatus
-	l.get("/dead-letters/work", &list)
+	l.get("/dead-letters/"+l.fn, &list)
 	if len(list) != 3 || list[0].ID != failing || list[1].ID != refused || list[2].ID != aged || list[0].LastError == nil || *list[0].LastError != "status 500" {
 		t.Fatalf("dead letters, newest first: %+v", list)
 	}
 	var page []lifeStatus
-	l.get("/dead-letters/work?limit=1&after="+failing, &page)
+	l.get("/dead-letters/"+l.fn+"?limit=1&after="+failing, &page)
 	if len(page) != 1 || page[0].ID != refused {
 		t.Errorf("second page of one: %+v", page)
 	}
-	if n := l.operator(http.MethodPost, "/dead-letters/work/redrive?id="+refused)["Redriven"]; n != 1 {
+	if n := l.operator(http.MethodPost, "/dead-letters/"+l.fn+"/redrive?id="+refused)["Redriven"]; n != 1 {
 		t.Errorf("redriven %d", n)
 	}
 	if s := l.ended(refused, "Succeeded"); s.Tries != 1 {
 		t.Errorf("redriven: %+v", s)
 	}
-	if n := l.operator(http.MethodPost, "/dead-letters/work/redrive")["Redriven"]; n != 2 {
+	if n := l.operator(http.MethodPost, "/dead-letters/"+l.fn+"/redrive")["Redriven"]; n != 2 {
 		t.Errorf("redriven %d", n)
 	}
 	l.ended(aged, "Succeeded") // an operator who redrives it wants it to run
 	if s := l.ended(failing, "Dead"); s.Tries != 2 {
 		t.Errorf("redriven and dead again: %+v", s)
 	}
-	if n := l.operator(http.MethodDelete, "/dead-letters/work")["Purged"]; n != 1 {
+	if n := l.operator(http.MethodDelete, "/dead-letters/"+l.fn)["Purged"]; n != 1 {
 		t.Errorf("purged %d", n)
 	}
 	if status := l.get("/async-calls/"+failing, nil); status != 404 {
 		t.Errorf("a purged call: %d", status)
 	}
-	l.get("/dead-letters/work", &list)
+	l.get("/dead-letters/"+l.fn, &list)
 	if len(list) != 0 {
 		t.Errorf("left: %+v", list)
 	}
-	l.conserved("work", history.Counts{Accepted: 3, Redriven: 3, Succeeded: 2, Dead: 4})
+	l.conserved(l.fn, history.Counts{Accepted: 3, Redriven: 3, Succeeded: 2, Dead: 4})
 }
 
-func TestLifeOfACallWhoseFunctionSaysLater(t *testing.T) {
-	l := startLife(t)
+func lifeOfACallWhoseFunctionSaysLater(t *testing.T, l life) {
 	for _, status := range []string{"429", "503"} {
-		id := l.accepted("work", status, "&after=3&first="+status, nil)
+		id := l.accepted(l.fn, status, "&after=3&first="+status, nil)
 		s := l.ended(id, "Succeeded")
 		if s.Tries != 1 {
 			t.Errorf("%s with Retry-After burnt a try: %+v", status, s)
 		}
 		var at []int64
-		for _, x := range l.rec.started(t, "work") {
+		for _, x := range l.rec.started(t, l.fn) {
 			if keyOf(x) == status {
 				at = append(at, x.AtMs)
 			}
@@ -334,5 +357,5 @@ func TestLifeOfACallWhoseFunctionSaysLater(t *testing.T) {
 			t.Errorf("%s: ran at %v, want 3 s apart", status, at)
 		}
 	}
-	l.conserved("work", history.Counts{Accepted: 2, Succeeded: 2})
+	l.conserved(l.fn, history.Counts{Accepted: 2, Succeeded: 2})
 }

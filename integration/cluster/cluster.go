@@ -58,6 +58,9 @@ type Cluster struct {
 	bin        string         // "": Bin()
 }
 
+// raceReports is where programs built with the race detector write what it found, with their pid behind it.
+const raceReports = "race"
+
 // Client is the HTTP client of tests: no proxy, no redirects, a pool large enough for the load tests.
 var Client = &http.Client{
 	Timeout:       150 * time.Second,
@@ -127,6 +130,7 @@ functions:
 	t.Cleanup(func() {
 		c.Stop(syscall.SIGTERM)
 		c.CheckNothingLeft()
+		c.checkRaces()
 		if t.Failed() {
 			c.dump()
 		}
@@ -146,7 +150,9 @@ func (c *Cluster) Run() {
 		args = append(args, "--no-restart")
 	}
 	c.cmd = exec.Command(filepath.Join(c.programs(), "local"), args...)
-	c.cmd.Env = append(os.Environ(), c.opts.Env...)
+	// The race detector's reports go to files that CheckNothingLeft looks for, and a program that has found nothing does not wait
+	// a second for more of them when it ends.
+	c.cmd.Env = append(append(os.Environ(), "GORACE=atexit_sleep_ms=0 log_path="+filepath.Join(c.State, raceReports)), c.opts.Env...)
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	out, err := c.cmd.StdoutPipe()
 	if err != nil {
@@ -425,6 +431,18 @@ func (c *Cluster) CheckNothingLeft() {
 	})
 	if err != nil {
 		c.t.Error(err)
+	}
+}
+
+// checkRaces fails the test when the race detector has found something in any program.
+func (c *Cluster) checkRaces() {
+	reports, _ := filepath.Glob(filepath.Join(c.State, raceReports+".*"))
+	for _, path := range reports {
+		report, err := os.ReadFile(path)
+		if err != nil {
+			c.t.Errorf("reading a report of the race detector: %v", err)
+		}
+		c.t.Errorf("%s: %s", filepath.Base(path), report)
 	}
 }
 

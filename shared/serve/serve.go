@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 )
 
@@ -29,6 +30,8 @@ const (
 	pingAfter    = 15 * time.Second
 	pingTimeout  = 5 * time.Second
 	writeTimeout = 10 * time.Second
+	// quietBeforeClose is how long no request may have been open before a server that shuts down closes its connections.
+	quietBeforeClose = 100 * time.Millisecond
 )
 
 // Options of a Server.
@@ -54,6 +57,9 @@ type Server struct {
 	http     *http.Server
 	listener net.Listener
 	abort    context.CancelFunc
+
+	mu   sync.Mutex // guards busy
+	busy map[net.Conn]struct{}
 }
 
 // New makes a server that does not listen yet.
@@ -70,8 +76,10 @@ func New(o Options) *Server {
 	protocols.SetUnencryptedHTTP2(o.TLS == nil && !o.HTTP1Only)
 	// The root of all requests: it ends when the drain's time is up, so that no handler outlives Run by much.
 	root, abort := context.WithCancel(context.Background())
-	return &Server{options: o, abort: abort, http: &http.Server{
+	s := &Server{options: o, abort: abort, busy: map[net.Conn]struct{}{}}
+	s.http = &http.Server{
 		Handler:           o.Handler,
+		ConnState:         s.note,
 		ReadHeaderTimeout: HeaderTimeout,
 		IdleTimeout:       IdleTimeout,
 		MaxHeaderBytes:    o.MaxHeaderBytes,
@@ -86,7 +94,26 @@ func New(o Options) *Server {
 		ErrorLog:    slog.NewLogLogger(o.Log.With("listener", o.Name).Handler(), slog.LevelDebug),
 		BaseContext: func(net.Listener) context.Context { return root },
 		ConnContext: o.ConnContext,
-	}}
+	}
+	return s
+}
+
+// note keeps the connections that have a request under way, its headers included; an HTTP/2 connection is idle while it has no
+// stream.
+func (s *Server) note(c net.Conn, state http.ConnState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if state == http.StateActive {
+		s.busy[c] = struct{}{}
+	} else {
+		delete(s.busy, c)
+	}
+}
+
+func (s *Server) quiet() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.busy) == 0
 }
 
 // Listen opens the listener, so that a port that is taken is an error of the start and not of a goroutine. Connections wait in
@@ -131,7 +158,11 @@ func (s *Server) Run(ctx context.Context, drain time.Duration) error {
 	}
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
 	defer cancel()
+	var closing sync.WaitGroup
+	closing.Go(func() { s.closeQuiet(bounded) })
 	err := s.http.Shutdown(bounded)
+	cancel()
+	closing.Wait()
 	if errors.Is(err, context.DeadlineExceeded) {
 		s.abort()
 		_ = s.http.Close()
@@ -141,6 +172,26 @@ func (s *Server) Run(ctx context.Context, drain time.Duration) error {
 		err = fmt.Errorf("serving %s: %w", s.options.Name, failed)
 	}
 	return err
+}
+
+// closeQuiet closes the connections of a server that is shutting down once none has had a request for a while. The standard
+// library leaves an idle HTTP/2 connection open for a second after its GOAWAY, for requests that crossed it on the way.
+func (s *Server) closeQuiet(ctx context.Context) {
+	const looks = 5
+	tick := time.NewTicker(quietBeforeClose / looks)
+	defer tick.Stop()
+	for seen := 0; seen < looks; {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		seen++
+		if !s.quiet() {
+			seen = 0
+		}
+	}
+	_ = s.http.Close()
 }
 
 // Close ends a server that will not be Run.

@@ -129,7 +129,8 @@ func (f *Follower) poke() {
 // step brings the table up to date where needed and says when to look again.
 func (f *Follower) step(ctx context.Context) time.Duration {
 	leader, must := f.Leader(), f.must.Swap(false)
-	if leader != nil && f.confirm(leader) && f.Table.Synced() && !must {
+	if leader != nil && f.confirm(leader) && (!must || !f.Table.Synced()) {
+		f.synced(leader) // at a start of everything the records come by the bus before any source can be asked
 		f.errors = 0
 		return pollEvery
 	}
@@ -145,10 +146,7 @@ func (f *Follower) step(ctx context.Context) time.Duration {
 		f.must.Store(true)
 		return f.backoff("pulling the function table", "err", err)
 	}
-	if !f.Table.Synced() {
-		f.Log.Info("the function table has been read", "functions", digest.GetCount(), "epoch", digest.GetVersion().GetEpoch())
-		f.Table.MarkSynced()
-	}
+	f.synced(digest)
 	if newer := f.Leader(); newer != nil {
 		leader = newer
 	}
@@ -163,6 +161,14 @@ func (f *Follower) step(ctx context.Context) time.Duration {
 		return silentEvery
 	}
 	return pollEvery
+}
+
+// synced marks the table complete, once.
+func (f *Follower) synced(digest *wire.TableDigest) {
+	if !f.Table.Synced() {
+		f.Log.Info("the function table has been read", "functions", digest.GetCount(), "epoch", digest.GetVersion().GetEpoch())
+		f.Table.MarkSynced()
+	}
 }
 
 // confirm says whether the table has everything d describes, and remembers it as the point from which small pulls start.

@@ -342,6 +342,44 @@ func TestForgottenDeletionsGo(t *testing.T) {
 	})
 }
 
+// At a start of everything nobody can be asked for the table yet, but the leader states it on the bus.
+func TestATableTheBusHasCompletedNeedsNoSource(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := &bench{T: t, bus: newFakeBus(), leader: New(), ours: New(), epoch: 1}
+		b.leader.MarkSynced()
+		b.follower = &Follower{Table: b.ours, Bus: b.bus, Name: "edge-0", Pull: b.pull, Log: slog.New(slog.DiscardHandler)}
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- b.follower.Run(ctx) }()
+		synctest.Wait()
+		b.change("a", false, false)
+		b.change("b", false, true)
+		b.tick(1)
+		if b.ours.Synced() {
+			t.Error("a table without a record that the digest counts is taken for complete")
+		}
+		b.bus.send(wire.SubjectRecord, &wire.RecordAnnouncement{Record: record("b", 1, 2)})
+		d := b.leader.Digest()
+		d.Leader = "scaler-0"
+		b.bus.send(wire.SubjectDigest, d)
+		if synctest.Wait(); !b.ours.Synced() {
+			time.Sleep(grace)
+			synctest.Wait()
+		}
+		if !b.ours.Synced() {
+			t.Error("not complete although it is what the digest says")
+		}
+		b.equal("by the bus alone")
+		b.taken()
+		b.from(b.leader)
+		b.tick(10)
+		b.pulled(0, "later, when a source could be asked")
+		stop()
+		<-ended
+	})
+}
+
 func TestAFailingSourceIsAskedAgainButNotHammered(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
