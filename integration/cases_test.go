@@ -297,39 +297,39 @@ func TestContractCases(t *testing.T) {
 	})
 }
 
-func TestDependenciesWakeFirstAndStayAwake(t *testing.T) {
-	rec := newRecords(t)
-	c := cluster.Start(t, cluster.Options{Functions: rec.yaml(
+func dependenciesWakeFirstAndStayAwake() scenario {
+	return scenario{[]fn{
 		fn{name: "front", annotations: map[string]string{"DependsOn": "middle,unknown", "TimeoutSecondBeforeSetReplicasMin": "2"}},
 		fn{name: "middle", annotations: map[string]string{"DependsOn": "base", "TimeoutSecondBeforeSetReplicasMin": "2"}},
 		fn{name: "base", annotations: map[string]string{"TimeoutSecondBeforeSetReplicasMin": "2"}, env: map[string]string{"START_DELAY_MS": "1000"}},
 		fn{name: "ring1", annotations: map[string]string{"DependsOn": "ring2"}}, fn{name: "ring2", annotations: map[string]string{"DependsOn": "ring1"}},
-	)})
-	status, body, err := c.Get(0, "/function/front/?ms=12000")
-	if err := wantStatus(status, 200, body, err); err != nil {
-		t.Fatal(err)
-	}
-	first := func(f string) line {
-		lines := rec.read(t, f)
-		if len(lines) == 0 {
-			t.Fatalf("%s never listened", f)
+	}, func(t *testing.T, c *cluster.Cluster, rec records) {
+		status, body, err := c.Get(0, "/function/front/?ms=12000")
+		if err := wantStatus(status, 200, body, err); err != nil {
+			t.Fatal(err)
 		}
-		return lines[0]
-	}
-	base, middle, front := first("base"), first("middle"), first("front")
-	if base.AtMs > middle.AtMs || middle.AtMs > front.AtMs {
-		t.Errorf("listening in the order base %d, middle %d, front %d", base.AtMs, middle.AtMs, front.AtMs)
-	}
-	for _, f := range []string{"base", "middle"} {
-		if n := len(rec.read(t, f)); n != 1 {
-			t.Errorf("%s lived more than once while front was busy: %d", f, n)
+		first := func(f string) line {
+			lines := rec.read(t, f)
+			if len(lines) == 0 {
+				t.Fatalf("%s never listened", f)
+			}
+			return lines[0]
 		}
-	}
-	status, body, err = c.Get(0, "/function/ring1/")
-	if err := wantStatus(status, 200, body, err); err != nil {
-		t.Errorf("a function in a ring of dependencies: %v", err)
-	}
-	for _, f := range []string{"front", "middle", "base"} {
-		c.Eventually(30*time.Second, f+" sleeps", asleep(c, f))
-	}
+		base, middle, front := first("base"), first("middle"), first("front")
+		if base.AtMs > middle.AtMs || middle.AtMs > front.AtMs {
+			t.Errorf("listening in the order base %d, middle %d, front %d", base.AtMs, middle.AtMs, front.AtMs)
+		}
+		for _, f := range []string{"base", "middle"} {
+			if n := len(rec.read(t, f)); n != 1 {
+				t.Errorf("%s lived more than once while front was busy: %d", f, n)
+			}
+		}
+		status, body, err = c.Get(0, "/function/ring1/")
+		if err := wantStatus(status, 200, body, err); err != nil {
+			t.Errorf("a function in a ring of dependencies: %v", err)
+		}
+		for _, f := range []string{"front", "middle", "base"} {
+			c.Eventually(30*time.Second, f+" sleeps", asleep(c, f))
+		}
+	}}
 }

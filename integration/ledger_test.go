@@ -183,52 +183,52 @@ func TestDeathOfAnEdgeRedeliversWithinEightSeconds(t *testing.T) {
 	t.Logf("redelivery %v after the death of the edge", took.Round(time.Millisecond))
 }
 
-func TestQueuedCallsAloneWakeAndKeepAwake(t *testing.T) {
-	rec := newRecords(t)
-	c := cluster.Start(t, cluster.Options{Functions: rec.yaml(
+func queuedCallsAloneWakeAndKeepAwake() scenario {
+	return scenario{[]fn{
 		fn{name: "backlog", annotations: map[string]string{"TimeoutSecondBeforeSetReplicasMin": "1", "NumberParallelRequest": "1"}},
 		// 12 s: a fresh leader shrinks nothing for 5 s, and the function must be asleep when the retry is due.
 		fn{name: "retry", annotations: map[string]string{
 			"TimeoutSecondBeforeSetReplicasMin": "1",
 			"Configuration":                     `{"DefaultAsync":{"TimeoutRetries":[12],"HttpStatusRetries":[503]}}`,
 		}},
-	)})
-	for n := range 8 { // one at a time, 500 ms each: four times the sleep timeout
-		if a := enqueue(c, 0, "backlog", fmt.Sprintf("%d-0", n), "&ms=500"); a.Outcome != history.OK {
+	}, func(t *testing.T, c *cluster.Cluster, rec records) {
+		for n := range 8 { // one at a time, 500 ms each: four times the sleep timeout
+			if a := enqueue(c, 0, "backlog", fmt.Sprintf("%d-0", n), "&ms=500"); a.Outcome != history.OK {
+				t.Fatalf("%+v", a)
+			}
+		}
+		if a := enqueue(c, 0, "retry", "0-0", "&status=503"); a.Outcome != history.OK {
 			t.Fatalf("%+v", a)
 		}
-	}
-	if a := enqueue(c, 0, "retry", "0-0", "&status=503"); a.Outcome != history.OK {
-		t.Fatalf("%+v", a)
-	}
-	c.Eventually(30*time.Second, "the backlog is worked off", func() error {
-		if got := len(rec.started(t, "backlog")); got < 8 {
-			return fmt.Errorf("%d of 8", got)
+		c.Eventually(30*time.Second, "the backlog is worked off", func() error {
+			if got := len(rec.started(t, "backlog")); got < 8 {
+				return fmt.Errorf("%d of 8", got)
+			}
+			return nil
+		})
+		listens := 0
+		for _, l := range rec.read(t, "backlog") {
+			if l.Phase == "listen" {
+				listens++
+			}
 		}
-		return nil
-	})
-	listens := 0
-	for _, l := range rec.read(t, "backlog") {
-		if l.Phase == "listen" {
-			listens++
+		if listens != 1 {
+			t.Errorf("the backlog was served by %d lives of the function, want 1: it must stay awake until it is done", listens)
 		}
-	}
-	if listens != 1 {
-		t.Errorf("the backlog was served by %d lives of the function, want 1: it must stay awake until it is done", listens)
-	}
-	c.Eventually(30*time.Second, "the retry was made by a woken function", func() error {
-		lines := rec.read(t, "retry")
-		phases := ""
-		for _, l := range lines {
-			phases += l.Phase + " "
-		}
-		if want := "listen start end listen start end "; phases != want {
-			return fmt.Errorf("saw %q, want %q", phases, want)
-		}
-		return nil
-	})
-	c.Eventually(20*time.Second, "the backlog's function sleeps again", asleep(c, "backlog"))
-	c.Eventually(20*time.Second, "the retry's function sleeps again", asleep(c, "retry"))
+		c.Eventually(30*time.Second, "the retry was made by a woken function", func() error {
+			lines := rec.read(t, "retry")
+			phases := ""
+			for _, l := range lines {
+				phases += l.Phase + " "
+			}
+			if want := "listen start end listen start end "; phases != want {
+				return fmt.Errorf("saw %q, want %q", phases, want)
+			}
+			return nil
+		})
+		c.Eventually(20*time.Second, "the backlog's function sleeps again", asleep(c, "backlog"))
+		c.Eventually(20*time.Second, "the retry's function sleeps again", asleep(c, "retry"))
+	}}
 }
 
 func TestQueueWithoutMajorityIsToldTruthfully(t *testing.T) {

@@ -116,7 +116,7 @@ func TestLifeOfACall(t *testing.T) {
 	}
 	c := cluster.Start(t, cluster.Options{Env: []string{"QUEUE_MAX_IDEMPOTENCY_KEYS=2"}, Functions: rec.yaml(functions...)})
 	part := func(name string, test func(*testing.T, life)) func(*testing.T) {
-		return func(t *testing.T) { test(t, life{t, c, rec, name}) }
+		return func(t *testing.T) { test(t, life{t, c.With(t), rec, name}) }
 	}
 	t.Run("in peace", func(t *testing.T) {
 		for name, test := range map[string]func(*testing.T, life){
@@ -132,18 +132,10 @@ func TestLifeOfACall(t *testing.T) {
 	t.Run("kept", part("kept", lifeOfAKeptResult))
 }
 
-// eventually is the cluster's, failing the part and not the whole.
-func (l life) eventually(limit time.Duration, what string, check func() error) {
-	l.t.Helper()
-	if err := cluster.Poll(l.t.Context(), limit, check); err != nil {
-		l.t.Fatalf("%s did not hold within %v: %v", what, limit, err)
-	}
-}
-
 // conserved checks every node, and what it counts.
 func (l life) conserved(function string, want history.Counts) {
 	l.t.Helper()
-	l.eventually(10*time.Second, "the books of every node", func() error {
+	l.c.Eventually(10*time.Second, "the books of every node", func() error {
 		nodes, err := l.c.Counters()
 		if err != nil {
 			return err
@@ -187,7 +179,7 @@ func lifeOfADelayedAndCancelledCall(t *testing.T, l life) {
 		t.Errorf("the delayed call ran after %v, want 3 s", took)
 	}
 	running := l.accepted(l.fn, "running", "&ms=3000", nil)
-	l.eventually(10*time.Second, "it runs", func() error {
+	l.c.Eventually(10*time.Second, "it runs", func() error {
 		if l.status(running).State != "Running" {
 			return errNotYet
 		}
@@ -226,7 +218,7 @@ func lifeUnderAnIdempotencyKey(t *testing.T, l life) {
 	// The key outlives the leader that saw it first.
 	leader := l.c.QueueLeader(0)
 	l.c.Kill(leader)
-	l.eventually(15*time.Second, "a repeat is recognised by the next leader", func() error {
+	l.c.Eventually(15*time.Second, "a repeat is recognised by the next leader", func() error {
 		if status, id, p := l.send(l.fn, "same", "", key); status != 202 || id != ids[0] {
 			return fmt.Errorf("%d %s %+v", status, id, p)
 		}
@@ -240,7 +232,7 @@ func lifeUnderAnIdempotencyKey(t *testing.T, l life) {
 	if n := l.runs(l.fn, "same"); n != 1 {
 		t.Errorf("the call ran %d times", n)
 	}
-	l.eventually(15*time.Second, "all ended", func() error {
+	l.c.Eventually(15*time.Second, "all ended", func() error {
 		if v := l.counts(l.fn); v.Succeeded != 3 {
 			return fmt.Errorf("%+v", v)
 		}
@@ -284,7 +276,7 @@ func lifeOfAKeptResult(t *testing.T, l life) {
 	l.ended(plain, "Succeeded")
 	wantProblem(t, l.c, http.MethodGet, "/async-calls/"+plain+"/result", nil, nil, 404)
 	l.c.Kill(l.c.QueueLeader(0))
-	l.eventually(15*time.Second, "the next leader has the result", func() error {
+	l.c.Eventually(15*time.Second, "the next leader has the result", func() error {
 		if status, _, body := result(large); status != 200 || len(body) != 1<<20 {
 			return fmt.Errorf("%d, %d bytes", status, len(body))
 		}

@@ -45,6 +45,31 @@ type fn struct {
 	env         map[string]string
 }
 
+// scenario is a part of a test with functions of its own, which harms nothing but them.
+type scenario struct {
+	functions []fn
+	run       func(t *testing.T, c *cluster.Cluster, rec records)
+}
+
+// sideBySide runs scenarios at the same time on one cluster: they wait most of their time.
+func sideBySide(t *testing.T, scenarios map[string]scenario) {
+	t.Helper()
+	rec := newRecords(t)
+	var functions []fn
+	for _, s := range scenarios {
+		functions = append(functions, s.functions...)
+	}
+	c := cluster.Start(t, cluster.Options{Functions: rec.yaml(functions...)})
+	t.Run("side by side", func(t *testing.T) { // ends before the cluster does
+		for name, s := range scenarios {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				s.run(t, c.With(t), rec)
+			})
+		}
+	})
+}
+
 // records is the directory where the functions of a test record their calls.
 type records struct{ dir string }
 

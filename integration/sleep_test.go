@@ -40,55 +40,65 @@ func asleep(c *cluster.Cluster, function string) func() error {
 	}
 }
 
-func TestFunctionSleepsAfterItsTimeoutAndNotDuringWork(t *testing.T) {
-	rec := newRecords(t)
-	idle := map[string]string{"TimeoutSecondBeforeSetReplicasMin": "2"}
-	c := cluster.Start(t, cluster.Options{Functions: rec.yaml(
-		fn{name: "short", annotations: idle}, fn{name: "slow", annotations: idle}, fn{name: "stream", annotations: idle}, fn{name: "async", annotations: idle},
-	)})
-	var wg sync.WaitGroup
-	began := time.Now()
-	const work = 15 * time.Second // the drain history of a fresh leader (5 s) and the timeout fit in it several times
-	wg.Go(func() {
-		status, body, err := c.Get(0, "/function/slow/?ms="+strconv.Itoa(int(work.Milliseconds())))
-		if err := wantStatus(status, 200, body, err); err != nil {
-			t.Errorf("slow call: %v", err)
-		}
+// TestSleepAndWake: functions that sleep, wake and stay awake as they should while nothing else goes wrong.
+func TestSleepAndWake(t *testing.T) {
+	sideBySide(t, map[string]scenario{
+		"a function sleeps after its timeout and not during work": sleepsAfterItsTimeoutAndNotDuringWork(),
+		"queued calls alone wake a function and keep it awake":    queuedCallsAloneWakeAndKeepAwake(),
+		"dependencies wake first and stay awake":                  dependenciesWakeFirstAndStayAwake(),
+		"a killed replica is replaced and the other answers":      killedReplicaIsReplacedAndOthersAnswer(),
 	})
-	wg.Go(func() {
-		req, _ := http.NewRequestWithContext(t.Context(), "GET", c.URL(0)+"/function/stream/?stream=15&every=1000", nil)
-		res, err := cluster.Client.Do(req)
-		if err != nil {
-			t.Errorf("stream: %v", err)
-			return
+}
+
+func sleepsAfterItsTimeoutAndNotDuringWork() scenario {
+	idle := map[string]string{"TimeoutSecondBeforeSetReplicasMin": "2"}
+	return scenario{[]fn{
+		fn{name: "short", annotations: idle}, fn{name: "slow", annotations: idle}, fn{name: "stream", annotations: idle}, fn{name: "async", annotations: idle},
+	}, func(t *testing.T, c *cluster.Cluster, rec records) {
+		var wg sync.WaitGroup
+		began := time.Now()
+		const work = 15 * time.Second // the drain history of a fresh leader (5 s) and the timeout fit in it several times
+		wg.Go(func() {
+			status, body, err := c.Get(0, "/function/slow/?ms="+strconv.Itoa(int(work.Milliseconds())))
+			if err := wantStatus(status, 200, body, err); err != nil {
+				t.Errorf("slow call: %v", err)
+			}
+		})
+		wg.Go(func() {
+			req, _ := http.NewRequestWithContext(t.Context(), "GET", c.URL(0)+"/function/stream/?stream=15&every=1000", nil)
+			res, err := cluster.Client.Do(req)
+			if err != nil {
+				t.Errorf("stream: %v", err)
+				return
+			}
+			defer res.Body.Close()
+			n := 0
+			for lines := bufio.NewScanner(res.Body); lines.Scan(); {
+				if lines.Text() != "" {
+					n++
+				}
+			}
+			if n != 15 {
+				t.Errorf("stream brought %d of 15 events", n)
+			}
+		})
+		if a := enqueue(c, 0, "async", "0-0", "&ms="+strconv.Itoa(int(work.Milliseconds()))); a.Outcome != history.OK {
+			t.Errorf("async: %+v", a)
 		}
-		defer res.Body.Close()
-		n := 0
-		for lines := bufio.NewScanner(res.Body); lines.Scan(); {
-			if lines.Text() != "" {
-				n++
+		status, body, err := c.Get(0, "/function/short/")
+		if err := wantStatus(status, 200, body, err); err != nil {
+			t.Errorf("short call: %v", err)
+		}
+		c.Eventually(20*time.Second, "the short one sleeps", asleep(c, "short"))
+		t.Logf("short slept %v after the start of the test", time.Since(began).Round(100*time.Millisecond))
+		wg.Wait()
+		for _, f := range []string{"slow", "stream", "async"} {
+			c.Eventually(20*time.Second, f+" sleeps after its work", asleep(c, f))
+			if cut := rec.cut(t, f); len(cut) > 0 {
+				t.Errorf("%s was stopped with a call in it: %+v", f, cut)
 			}
 		}
-		if n != 15 {
-			t.Errorf("stream brought %d of 15 events", n)
-		}
-	})
-	if a := enqueue(c, 0, "async", "0-0", "&ms="+strconv.Itoa(int(work.Milliseconds()))); a.Outcome != history.OK {
-		t.Errorf("async: %+v", a)
-	}
-	status, body, err := c.Get(0, "/function/short/")
-	if err := wantStatus(status, 200, body, err); err != nil {
-		t.Errorf("short call: %v", err)
-	}
-	c.Eventually(20*time.Second, "the short one sleeps", asleep(c, "short"))
-	t.Logf("short slept %v after the start of the test", time.Since(began).Round(100*time.Millisecond))
-	wg.Wait()
-	for _, f := range []string{"slow", "stream", "async"} {
-		c.Eventually(20*time.Second, f+" sleeps after its work", asleep(c, f))
-		if cut := rec.cut(t, f); len(cut) > 0 {
-			t.Errorf("%s was stopped with a call in it: %+v", f, cut)
-		}
-	}
+	}}
 }
 
 func TestChangeOfLeadersPutsNothingToSleep(t *testing.T) {
@@ -221,9 +231,9 @@ func TestScalingUpAndDownUnderLoadLosesNothing(t *testing.T) {
 }
 
 // TestBurstsAroundTheDrainLoseNothing: bursts of 1 s at 100 requests/s, separated by the sleep timeout ± 300 ms, so that
-// requests land before, in and after the drain. 100 rounds, spread over five functions that run side by side.
+// requests land before, in and after the drain. 105 rounds, spread over seven functions that run side by side.
 func TestBurstsAroundTheDrainLoseNothing(t *testing.T) {
-	const functions, rounds, rate = 5, 20, 100
+	const functions, rounds, rate = 7, 15, 100
 	rec := newRecords(t)
 	var list []fn
 	for i := range functions {
@@ -316,36 +326,38 @@ func TestDeathOfTheScalerInTheMiddleOfADrainStopsNothingBusy(t *testing.T) {
 	})
 }
 
-// TestKilledReplicaIsReplacedAndOthersAnswer: a killed replica comes back under bin/local, and the other answers meanwhile.
-func TestKilledReplicaIsReplacedAndOthersAnswer(t *testing.T) {
-	rec := newRecords(t)
-	c := cluster.Start(t, cluster.Options{Functions: rec.yaml(fn{name: "work", annotations: map[string]string{"ReplicasMin": "2"}})})
-	c.Eventually(20*time.Second, "both ready", func() error {
-		status, body, err := c.Get(0, "/status-function/work")
-		var s struct{ NumberReady int }
-		if err := wantStatus(status, 200, body, err); err != nil || json.Unmarshal(body, &s) != nil || s.NumberReady != 2 {
-			return fmt.Errorf("%s %w", body, err)
-		}
-		return nil
-	})
-	for range 2 { // the back-off of a crashed replica doubles: more rounds only wait for it
-		c.Kill(c.Names("fn-work-")[0])
-		for range 20 {
-			res, err := cluster.Client.Get(c.URL(0) + "/function/work/")
-			if err != nil {
-				t.Fatal(err)
-			}
-			_, _ = io.Copy(io.Discard, res.Body)
-			_ = res.Body.Close()
-			if res.StatusCode != 200 {
-				t.Errorf("with one of two replicas killed between requests: %d", res.StatusCode)
-			}
-		}
-		c.Eventually(20*time.Second, "two again", func() error {
-			if n := c.Replicas("work"); n != 2 {
-				return fmt.Errorf("%d", n)
+// killedReplicaIsReplacedAndOthersAnswer: a killed replica comes back under bin/local, and the other answers meanwhile.
+func killedReplicaIsReplacedAndOthersAnswer() scenario {
+	return scenario{[]fn{
+		fn{name: "work", annotations: map[string]string{"ReplicasMin": "2"}},
+	}, func(t *testing.T, c *cluster.Cluster, rec records) {
+		c.Eventually(20*time.Second, "both ready", func() error {
+			status, body, err := c.Get(0, "/status-function/work")
+			var s struct{ NumberReady int }
+			if err := wantStatus(status, 200, body, err); err != nil || json.Unmarshal(body, &s) != nil || s.NumberReady != 2 {
+				return fmt.Errorf("%s %w", body, err)
 			}
 			return nil
 		})
-	}
+		for range 2 { // the back-off of a crashed replica doubles: more rounds only wait for it
+			c.Kill(c.Names("fn-work-")[0])
+			for range 20 {
+				res, err := cluster.Client.Get(c.URL(0) + "/function/work/")
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, _ = io.Copy(io.Discard, res.Body)
+				_ = res.Body.Close()
+				if res.StatusCode != 200 {
+					t.Errorf("with one of two replicas killed between requests: %d", res.StatusCode)
+				}
+			}
+			c.Eventually(20*time.Second, "two again", func() error {
+				if n := c.Replicas("work"); n != 2 {
+					return fmt.Errorf("%d", n)
+				}
+				return nil
+			})
+		}
+	}}
 }

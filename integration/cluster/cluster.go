@@ -41,9 +41,14 @@ type Options struct {
 	Prelude map[string]string
 }
 
-// Cluster is one running local stack.
+// Cluster is one running local stack, as one test sees it.
 type Cluster struct {
-	t        testing.TB
+	t testing.TB
+	*running
+}
+
+// running is the stack itself.
+type running struct {
 	opts     Options
 	State    string
 	manifest string
@@ -51,10 +56,10 @@ type Cluster struct {
 	cmd      *exec.Cmd
 	exited   chan struct{}
 	mu       sync.Mutex
-	output   bytes.Buffer // guarded by mu
+	output   bytes.Buffer   // guarded by mu
+	seen     map[int]string // every pid ever listed, with its kernel start time; guarded by mu
 	// ReadyAfter is how long the last start took until the stack said ready.
 	ReadyAfter time.Duration
-	seen       map[int]string // every pid ever listed, with its kernel start time
 	bin        string         // "": Bin()
 }
 
@@ -99,7 +104,7 @@ func New(t testing.TB, opts Options) *Cluster {
 	if opts.Queues == 0 {
 		opts.Queues = 3
 	}
-	c := &Cluster{t: t, opts: opts, State: opts.State, seen: map[int]string{}}
+	c := &Cluster{t: t, running: &running{opts: opts, State: opts.State, seen: map[int]string{}}}
 	if c.State == "" {
 		dir, err := os.MkdirTemp("", "slimfaas-test-") //nolint:usetesting // t.TempDir is long, and a unix socket's path has at most 107 bytes
 		if err != nil {
@@ -137,6 +142,9 @@ functions:
 	})
 	return c
 }
+
+// With is the same stack for a subtest, which fails when a wait of its own fails.
+func (c *Cluster) With(t testing.TB) *Cluster { return &Cluster{t: t, running: c.running} }
 
 // Run starts bin/local on the prepared state directory and waits for ready.
 func (c *Cluster) Run() {
@@ -421,6 +429,8 @@ func Poll(ctx context.Context, limit time.Duration, check func() error) error {
 func (c *Cluster) CheckNothingLeft() {
 	c.t.Helper()
 	err := Poll(context.Background(), 5*time.Second, func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
 		for pid, start := range c.seen {
 			if startTime(pid) == start {
 				cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
@@ -448,6 +458,8 @@ func (c *Cluster) checkRaces() {
 
 // note remembers every process there is now, so that CheckNothingLeft can look for it.
 func (c *Cluster) note() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for _, name := range c.Names("") {
 		if pid := c.PID(name); pid != 0 {
 			c.seen[pid] = startTime(pid)
