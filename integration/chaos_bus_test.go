@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -136,10 +137,7 @@ func TestChaosB2HintsHarmed(t *testing.T) {
 			t.Errorf("a cold call: %v", err)
 		}
 		c.Eventually(30*time.Second, "both sleep again", func() error {
-			if n := c.Replicas("work") + c.Replicas("cold"); n > 0 {
-				return fmt.Errorf("%d replicas", n)
-			}
-			return nil
+			return errors.Join(asleep(c, "work")(), asleep(c, "cold")())
 		})
 	}
 	report := checkLedger(t, c, rec, "work", &ledger)

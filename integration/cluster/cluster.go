@@ -60,7 +60,7 @@ type running struct {
 	seen     map[int]string // every pid ever listed, with its kernel start time; guarded by mu
 	// ReadyAfter is how long the last start took until the stack said ready.
 	ReadyAfter time.Duration
-	bin        string         // "": Bin()
+	bin        string // "": Bin()
 }
 
 // raceReports is where programs built with the race detector write what it found, with their pid behind it.

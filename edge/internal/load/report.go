@@ -19,6 +19,9 @@ const (
 	maxReport = 60 << 10
 )
 
+// repeats of a change, one a second: the bus may lose a report, and the next full one is up to 5 s away.
+const repeats = 2
+
 // Reporter tells the scalers what the tracker counts: changed functions at once when they cross 0 ↔ n and each second,
 // all of them every 5 s in numbered parts.
 type Reporter struct {
@@ -29,18 +32,19 @@ type Reporter struct {
 	Epoch func() uint64
 	// Draining lists the draining replicas of a function, with the version that says so and what is open.
 	Draining func(function string) []*wire.DrainReport
-	// Publish puts a report on the bus. A lost one is repaired by the next second's.
+	// Publish puts a report on the bus. A lost one is repaired by the repeats of the next seconds, or the next full one.
 	Publish func(*wire.LoadReport) error
 
 	sequence uint64
 	epoch    uint64
+	again    map[string]int                // seconds in which a change is still repeated
 	sent     map[string]*wire.FunctionLoad // as last published; age not compared
 	ended    map[string]int64              // lastEnd as last published
 }
 
 // Run reports until ctx ends, and once more then, so that an edge that goes away says what it left.
 func (r *Reporter) Run(ctx context.Context) {
-	r.sent, r.ended = map[string]*wire.FunctionLoad{}, map[string]int64{}
+	r.sent, r.ended, r.again = map[string]*wire.FunctionLoad{}, map[string]int64{}, map[string]int{}
 	second, all := time.NewTicker(wire.ReportEvery), time.NewTicker(wire.FullReportEvery)
 	defer second.Stop()
 	defer all.Stop()
@@ -86,10 +90,18 @@ func (r *Reporter) changed(crossed bool) {
 			continue
 		}
 		now, end := r.measure(f)
-		if dirty || r.differs(now, end) {
-			functions = append(functions, now)
-			r.sent[f.name], r.ended[f.name] = now, end
+		switch {
+		case dirty || r.differs(now, end):
+			r.again[f.name] = repeats
+		case r.again[f.name] > 0:
+			if r.again[f.name]--; r.again[f.name] == 0 {
+				delete(r.again, f.name)
+			}
+		case len(now.Draining) == 0: // somebody waits for what is said of a drain
+			continue
 		}
+		functions = append(functions, now)
+		r.sent[f.name], r.ended[f.name] = now, end
 	}
 	if len(functions) > 0 {
 		r.publish(functions, false)

@@ -109,7 +109,11 @@ func TestReports(t *testing.T) {
 			c.End()
 			time.Sleep(1500 * time.Millisecond)
 			s.bus.take()
-			time.Sleep(3 * time.Second)
+			time.Sleep(time.Second)
+			if got := s.bus.take(); len(got) != 1 || got[0].Full || len(got[0].Functions) != 1 {
+				t.Fatalf("the change is not repeated, should its report be lost: %v", got)
+			}
+			time.Sleep(2 * time.Second)
 			if got := s.bus.take(); len(got) != 0 {
 				t.Fatalf("nothing changed, yet: %v", got)
 			}
@@ -155,6 +159,12 @@ func TestReports(t *testing.T) {
 			c.End()
 			if got := s.bus.take(); len(got) != 1 || got[0].Functions[0].Draining[0].Open != 0 || got[0].Functions[0].InFlight != 1 {
 				t.Fatalf("zero is not told: %v", got)
+			}
+			for range 8 { // the scaler waits for it: every second, whatever the bus loses
+				time.Sleep(time.Second)
+				if got := s.bus.take(); len(got) == 0 || len(got[0].Functions) != 1 || len(got[0].Functions[0].Draining) != 1 {
+					t.Fatalf("a second later the drain is not told again: %v", got)
+				}
 			}
 			keep.End()
 		})
