@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/slimfaas/slimfaas/queue/internal/app"
+	"github.com/slimfaas/slimfaas/queue/internal/guard"
 	"github.com/slimfaas/slimfaas/queue/internal/raftnode"
 	"github.com/slimfaas/slimfaas/shared/settings"
 )
@@ -22,6 +24,7 @@ type Config struct {
 	Node    NodeConfig
 	Listen  ListenConfig
 	Keep    KeepConfig
+	Guard   GuardConfig
 	Profile bool `env:"PROFILE" doc:"Serve /debug/pprof/ on the admin address."`
 }
 
@@ -32,6 +35,17 @@ type NodeConfig struct {
 	Members    Members          `env:"MEMBERS" doc:"All nodes, the same list on each: comma list of name=host[:raft:api:routes], ports 3262, 3263 and 6222 when left out. Empty: this node alone."`
 	LogStore   raftnode.LogKind `env:"LOG_STORE" envDefault:"bolt" doc:"Where the entries of the Raft log are kept: segments (one fsync for a group of calls) or bolt (two, and more processor time). A log in bolt moves into segments at the start, not back."`
 	SecretsDir string           `env:"SECRETS_DIR" doc:"Directory of the secret files: bus keys, routes password, tokens; ca.crt, tls.crt and tls.key when internal links use TLS (docs/security.md)."`
+}
+
+// complete takes the host's name where none is set.
+func (c *NodeConfig) complete() (err error) {
+	if c.Name != "" {
+		return nil
+	}
+	if c.Name, err = os.Hostname(); err != nil {
+		return fmt.Errorf("QUEUE_NAME is not set, and the host has no name: %w", err)
+	}
+	return nil
 }
 
 // ListenConfig says where this node listens. An empty host is every interface.
@@ -53,6 +67,26 @@ type KeepConfig struct {
 	MaxKeys         uint64        `env:"MAX_IDEMPOTENCY_KEYS" envDefault:"1000000" doc:"How many idempotency keys are remembered at most, each for 24h; over it calls with a new key are refused (429), and none is forgotten early. 0: no limit."`
 	DeadAge         time.Duration `env:"DEAD_AGE" envDefault:"168h" doc:"How long a dead call is kept, payload included."`
 	OrphanDeadAfter time.Duration `env:"ORPHAN_DEAD_AFTER" envDefault:"24h" doc:"How long calls of a function that is gone wait for it before they are dead."`
+}
+
+// GuardConfig says how far this node trusts its disk.
+type GuardConfig struct {
+	WriteTimeout time.Duration `env:"WRITE_TIMEOUT" envDefault:"3s" doc:"How long one write to the data directory may take before a leader goes silent, so that another node is elected."`
+	DiskRefuse   float64       `env:"DISK_REFUSE_PERCENT" envDefault:"85" doc:"Use of the disk from which no calls are accepted."`
+	DiskHandOver float64       `env:"DISK_HANDOVER_PERCENT" envDefault:"90" doc:"Use of the disk from which another node leads, where one has room, and the ballast is given back. Half-way from here to 100 the log does not grow any more."`
+	DiskBallast  int64         `env:"DISK_BALLAST_BYTES" envDefault:"67108864" doc:"Space set aside for a disk that fills up, in bytes, at most a twentieth of the disk. 0: none."`
+	Rejoin       string        `env:"REJOIN" doc:"Installation id of the cluster that may fill this node's empty data directory. Set it for the one start after the data was lost for good; empty: an empty directory is refused where a cluster exists."`
+}
+
+// Validate implements settings.Validator.
+func (c *GuardConfig) Validate() error {
+	if c.WriteTimeout < 500*time.Millisecond {
+		return fmt.Errorf("reading %sWRITE_TIMEOUT=%s: expected 500ms or more", prefix, c.WriteTimeout)
+	}
+	if err := (guard.Limits{Refuse: c.DiskRefuse, HandOver: c.DiskHandOver, Ballast: c.DiskBallast}).Validate(); err != nil {
+		return fmt.Errorf("reading %sDISK_REFUSE_PERCENT, %sDISK_HANDOVER_PERCENT, %sDISK_BALLAST_BYTES: %w", prefix, prefix, prefix, err)
+	}
+	return nil
 }
 
 // Validate implements settings.Validator.

@@ -8,10 +8,13 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/slimfaas/slimfaas/queue/internal/app"
 	"github.com/slimfaas/slimfaas/queue/internal/dispatch"
+	"github.com/slimfaas/slimfaas/queue/internal/guard"
+	"github.com/slimfaas/slimfaas/queue/internal/raftnode"
 	"github.com/slimfaas/slimfaas/shared/heap"
 	"github.com/slimfaas/slimfaas/shared/obs"
 	"github.com/slimfaas/slimfaas/shared/serve"
@@ -22,6 +25,8 @@ const usage = `queue: one node of the SlimFaas queue
 
   queue             run the node; configuration comes from QUEUE_* variables (docs/configuration.md)
   queue health      ask the node on this machine whether it is ready; exit status 0 or 1
+  queue rejoin ID   give up what is in this node's data directory and have the leader fill it at the next start; ID is the
+                    installation id of the cluster, and the node must not run
   queue version     print the version
   queue config-doc  print the documentation of the configuration
 `
@@ -49,6 +54,8 @@ func run(ctx context.Context, args, environ []string, out io.Writer) error {
 			return err
 		}
 		return serve.CheckReady(ctx, c.Listen.Admin)
+	case "rejoin":
+		return rejoin(args[1:], environ, out)
 	case "version":
 		fmt.Fprintln(out, obs.Describe("queue"))
 	case "config-doc":
@@ -58,6 +65,25 @@ func run(ctx context.Context, args, environ []string, out io.Writer) error {
 	default:
 		return fmt.Errorf("%q is no command; `queue --help` lists them", command)
 	}
+	return nil
+}
+
+// rejoin is for a directory that was refused: lost, damaged, or an older copy.
+func rejoin(args, environ []string, out io.Writer) error {
+	if len(args) != 1 || strings.HasPrefix(args[0], "-") {
+		return errors.New("usage: queue rejoin INSTALLATION-ID (GET /cluster on an edge shows it, and so does the node's refusal)")
+	}
+	var c Config
+	if _, err := settings.Load(prefix, &c, environ); err != nil {
+		return fmt.Errorf("reading the configuration: %w", err)
+	}
+	if err := c.Node.complete(); err != nil {
+		return err
+	}
+	if err := raftnode.GiveUp(c.Node.DataDir, c.Node.Name, args[0]); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "%s is given up; %s is filled by the leader when it starts\n", c.Node.DataDir, c.Node.Name)
 	return nil
 }
 
@@ -75,16 +101,18 @@ func runNode(ctx context.Context, environ []string) error {
 	for _, w := range warnings {
 		log.Warn("configuration", "warning", w)
 	}
-	if c.Node.Name == "" {
-		if c.Node.Name, err = os.Hostname(); err != nil {
-			return errors.Join(errors.New("QUEUE_NAME is not set, and the host has no name"), err)
-		}
+	if err := c.Node.complete(); err != nil {
+		return err
 	}
 	log.Info("starting", append([]any{"version", obs.Version}, settings.Effective(&c)...)...)
 	a, err := app.New(ctx, app.Config{
 		Name: c.Node.Name, DataDir: c.Node.DataDir, Members: c.Node.Members, SecretsDir: c.Node.SecretsDir, Insecure: c.Listen.Insecure,
 		RaftAddress: c.Listen.Raft, APIAddress: c.Listen.API, BusAddress: c.Listen.Bus, RoutesAddress: c.Listen.Routes,
 		AdminAddress: c.Listen.Admin, Profile: c.Profile, LogStore: c.Node.LogStore,
+		Guard: app.Guard{
+			WriteTimeout: c.Guard.WriteTimeout, Rejoin: c.Guard.Rejoin,
+			Disk: guard.Limits{Refuse: c.Guard.DiskRefuse, HandOver: c.Guard.DiskHandOver, Ballast: c.Guard.DiskBallast},
+		},
 		Limits: dispatch.Limits{
 			HistoryAge: c.Keep.HistoryAge, KeepFinished: c.Keep.HistoryCount, KeepDead: c.Keep.DeadCount, DeadAge: c.Keep.DeadAge, OrphanDeadAge: c.Keep.OrphanDeadAfter,
 		},

@@ -103,6 +103,53 @@ func (Code) EnumDescriptor() ([]byte, []int) {
 	return file_slimfaas_proto_rawDescGZIP(), []int{0}
 }
 
+// Reason of a refusal, where a client may want to tell them apart.
+type Reason int32
+
+const (
+	Reason_REASON_UNSPECIFIED Reason = 0
+	Reason_REASON_DISK        Reason = 1 // the disk of the leader, or those of most nodes, is nearly full
+)
+
+// Enum value maps for Reason.
+var (
+	Reason_name = map[int32]string{
+		0: "REASON_UNSPECIFIED",
+		1: "REASON_DISK",
+	}
+	Reason_value = map[string]int32{
+		"REASON_UNSPECIFIED": 0,
+		"REASON_DISK":        1,
+	}
+)
+
+func (x Reason) Enum() *Reason {
+	p := new(Reason)
+	*p = x
+	return p
+}
+
+func (x Reason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Reason) Descriptor() protoreflect.EnumDescriptor {
+	return file_slimfaas_proto_enumTypes[1].Descriptor()
+}
+
+func (Reason) Type() protoreflect.EnumType {
+	return &file_slimfaas_proto_enumTypes[1]
+}
+
+func (x Reason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Reason.Descriptor instead.
+func (Reason) EnumDescriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{1}
+}
+
 type SessionKind int32
 
 const (
@@ -136,11 +183,11 @@ func (x SessionKind) String() string {
 }
 
 func (SessionKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_slimfaas_proto_enumTypes[1].Descriptor()
+	return file_slimfaas_proto_enumTypes[2].Descriptor()
 }
 
 func (SessionKind) Type() protoreflect.EnumType {
-	return &file_slimfaas_proto_enumTypes[1]
+	return &file_slimfaas_proto_enumTypes[2]
 }
 
 func (x SessionKind) Number() protoreflect.EnumNumber {
@@ -149,7 +196,7 @@ func (x SessionKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SessionKind.Descriptor instead.
 func (SessionKind) EnumDescriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{1}
+	return file_slimfaas_proto_rawDescGZIP(), []int{2}
 }
 
 type TryOutcome int32
@@ -188,11 +235,11 @@ func (x TryOutcome) String() string {
 }
 
 func (TryOutcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_slimfaas_proto_enumTypes[2].Descriptor()
+	return file_slimfaas_proto_enumTypes[3].Descriptor()
 }
 
 func (TryOutcome) Type() protoreflect.EnumType {
-	return &file_slimfaas_proto_enumTypes[2]
+	return &file_slimfaas_proto_enumTypes[3]
 }
 
 func (x TryOutcome) Number() protoreflect.EnumNumber {
@@ -201,7 +248,7 @@ func (x TryOutcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TryOutcome.Descriptor instead.
 func (TryOutcome) EnumDescriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{2}
+	return file_slimfaas_proto_rawDescGZIP(), []int{3}
 }
 
 type CallState int32
@@ -252,11 +299,11 @@ func (x CallState) String() string {
 }
 
 func (CallState) Descriptor() protoreflect.EnumDescriptor {
-	return file_slimfaas_proto_enumTypes[3].Descriptor()
+	return file_slimfaas_proto_enumTypes[4].Descriptor()
 }
 
 func (CallState) Type() protoreflect.EnumType {
-	return &file_slimfaas_proto_enumTypes[3]
+	return &file_slimfaas_proto_enumTypes[4]
 }
 
 func (x CallState) Number() protoreflect.EnumNumber {
@@ -265,7 +312,7 @@ func (x CallState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CallState.Descriptor instead.
 func (CallState) EnumDescriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{3}
+	return file_slimfaas_proto_rawDescGZIP(), []int{4}
 }
 
 type ReplicaState int32
@@ -310,11 +357,11 @@ func (x ReplicaState) String() string {
 }
 
 func (ReplicaState) Descriptor() protoreflect.EnumDescriptor {
-	return file_slimfaas_proto_enumTypes[4].Descriptor()
+	return file_slimfaas_proto_enumTypes[5].Descriptor()
 }
 
 func (ReplicaState) Type() protoreflect.EnumType {
-	return &file_slimfaas_proto_enumTypes[4]
+	return &file_slimfaas_proto_enumTypes[5]
 }
 
 func (x ReplicaState) Number() protoreflect.EnumNumber {
@@ -323,7 +370,7 @@ func (x ReplicaState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReplicaState.Descriptor instead.
 func (ReplicaState) EnumDescriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{4}
+	return file_slimfaas_proto_rawDescGZIP(), []int{5}
 }
 
 type ProbeKind int32
@@ -362,11 +409,11 @@ func (x ProbeKind) String() string {
 }
 
 func (ProbeKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_slimfaas_proto_enumTypes[5].Descriptor()
+	return file_slimfaas_proto_enumTypes[6].Descriptor()
 }
 
 func (ProbeKind) Type() protoreflect.EnumType {
-	return &file_slimfaas_proto_enumTypes[5]
+	return &file_slimfaas_proto_enumTypes[6]
 }
 
 func (x ProbeKind) Number() protoreflect.EnumNumber {
@@ -375,7 +422,7 @@ func (x ProbeKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ProbeKind.Descriptor instead.
 func (ProbeKind) EnumDescriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{5}
+	return file_slimfaas_proto_rawDescGZIP(), []int{6}
 }
 
 // NotLeader is the error detail of a node that does not lead. leader_api is empty while it knows of no leader.
@@ -739,7 +786,9 @@ type OpResult struct {
 	// call lives or lived, nothing was enqueued. An accept whose key was used for another request is a CODE_CONFLICT.
 	Repeated bool `protobuf:"varint,4,opt,name=repeated,proto3" json:"repeated,omitempty"`
 	// id of the call that a successful accept is about: its own, or the first one under its idempotency key. Empty: its own.
-	Id            []byte `protobuf:"bytes,5,opt,name=id,proto3" json:"id,omitempty"`
+	Id []byte `protobuf:"bytes,5,opt,name=id,proto3" json:"id,omitempty"`
+	// reason says more about CODE_FULL.
+	Reason        Reason `protobuf:"varint,15,opt,name=reason,proto3,enum=slimfaas.v1.Reason" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -807,6 +856,13 @@ func (x *OpResult) GetId() []byte {
 		return x.Id
 	}
 	return nil
+}
+
+func (x *OpResult) GetReason() Reason {
+	if x != nil {
+		return x.Reason
+	}
+	return Reason_REASON_UNSPECIFIED
 }
 
 // Accept enqueues one call. payload is a StoredRequest the queue never looks into. A payload over 256 KiB travels as a first
@@ -5757,13 +5813,14 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\x0frecord_activity\x18\t \x01(\v2\x1b.slimfaas.v1.RecordActivityH\x00R\x0erecordActivity\x124\n" +
 	"\tset_scale\x18\n" +
 	" \x01(\v2\x15.slimfaas.v1.SetScaleH\x00R\bsetScaleB\x04\n" +
-	"\x02op\"\x8b\x01\n" +
+	"\x02op\"\xb8\x01\n" +
 	"\bOpResult\x12%\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x11.slimfaas.v1.CodeR\x04code\x12\x16\n" +
 	"\x06detail\x18\x02 \x01(\tR\x06detail\x12\x14\n" +
 	"\x05index\x18\x03 \x01(\x04R\x05index\x12\x1a\n" +
 	"\brepeated\x18\x04 \x01(\bR\brepeated\x12\x0e\n" +
-	"\x02id\x18\x05 \x01(\fR\x02id\"\x8d\x02\n" +
+	"\x02id\x18\x05 \x01(\fR\x02id\x12+\n" +
+	"\x06reason\x18\x0f \x01(\x0e2\x13.slimfaas.v1.ReasonR\x06reason\"\x8d\x02\n" +
 	"\x06Accept\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x1a\n" +
 	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x18\n" +
@@ -6147,7 +6204,10 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\x10CODE_UNAVAILABLE\x10\b\x12\x10\n" +
 	"\fCODE_UNKNOWN\x10\t\x12\x11\n" +
 	"\rCODE_INTERNAL\x10\n" +
-	"*[\n" +
+	"*1\n" +
+	"\x06Reason\x12\x16\n" +
+	"\x12REASON_UNSPECIFIED\x10\x00\x12\x0f\n" +
+	"\vREASON_DISK\x10\x01*[\n" +
 	"\vSessionKind\x12\x1c\n" +
 	"\x18SESSION_KIND_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11SESSION_KIND_EDGE\x10\x01\x12\x17\n" +
@@ -6206,189 +6266,191 @@ func file_slimfaas_proto_rawDescGZIP() []byte {
 	return file_slimfaas_proto_rawDescData
 }
 
-var file_slimfaas_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_slimfaas_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
 var file_slimfaas_proto_msgTypes = make([]protoimpl.MessageInfo, 79)
 var file_slimfaas_proto_goTypes = []any{
 	(Code)(0),                  // 0: slimfaas.v1.Code
-	(SessionKind)(0),           // 1: slimfaas.v1.SessionKind
-	(TryOutcome)(0),            // 2: slimfaas.v1.TryOutcome
-	(CallState)(0),             // 3: slimfaas.v1.CallState
-	(ReplicaState)(0),          // 4: slimfaas.v1.ReplicaState
-	(ProbeKind)(0),             // 5: slimfaas.v1.ProbeKind
-	(*NotLeader)(nil),          // 6: slimfaas.v1.NotLeader
-	(*SubmitRequest)(nil),      // 7: slimfaas.v1.SubmitRequest
-	(*SubmitResponse)(nil),     // 8: slimfaas.v1.SubmitResponse
-	(*Op)(nil),                 // 9: slimfaas.v1.Op
-	(*OpResult)(nil),           // 10: slimfaas.v1.OpResult
-	(*Accept)(nil),             // 11: slimfaas.v1.Accept
-	(*AcceptFrame)(nil),        // 12: slimfaas.v1.AcceptFrame
-	(*Callback)(nil),           // 13: slimfaas.v1.Callback
-	(*Cancel)(nil),             // 14: slimfaas.v1.Cancel
-	(*OpenSession)(nil),        // 15: slimfaas.v1.OpenSession
-	(*CloseSession)(nil),       // 16: slimfaas.v1.CloseSession
-	(*AcquireLock)(nil),        // 17: slimfaas.v1.AcquireLock
-	(*ReleaseLock)(nil),        // 18: slimfaas.v1.ReleaseLock
-	(*RecordActivity)(nil),     // 19: slimfaas.v1.RecordActivity
-	(*Activity)(nil),           // 20: slimfaas.v1.Activity
-	(*SetScale)(nil),           // 21: slimfaas.v1.SetScale
-	(*HeartbeatRequest)(nil),   // 22: slimfaas.v1.HeartbeatRequest
-	(*HeartbeatResponse)(nil),  // 23: slimfaas.v1.HeartbeatResponse
-	(*DeliverUp)(nil),          // 24: slimfaas.v1.DeliverUp
-	(*DeliverDown)(nil),        // 25: slimfaas.v1.DeliverDown
-	(*Hello)(nil),              // 26: slimfaas.v1.Hello
-	(*Capacity)(nil),           // 27: slimfaas.v1.Capacity
-	(*Held)(nil),               // 28: slimfaas.v1.Held
-	(*HeldHeartbeat)(nil),      // 29: slimfaas.v1.HeldHeartbeat
-	(*Welcome)(nil),            // 30: slimfaas.v1.Welcome
-	(*Grant)(nil),              // 31: slimfaas.v1.Grant
-	(*GrantFrame)(nil),         // 32: slimfaas.v1.GrantFrame
-	(*Withdraw)(nil),           // 33: slimfaas.v1.Withdraw
-	(*TryResult)(nil),          // 34: slimfaas.v1.TryResult
-	(*ResultAck)(nil),          // 35: slimfaas.v1.ResultAck
-	(*ListHeld)(nil),           // 36: slimfaas.v1.ListHeld
-	(*StoredRequest)(nil),      // 37: slimfaas.v1.StoredRequest
-	(*StoredAnswer)(nil),       // 38: slimfaas.v1.StoredAnswer
-	(*Header)(nil),             // 39: slimfaas.v1.Header
-	(*GetCallRequest)(nil),     // 40: slimfaas.v1.GetCallRequest
-	(*GetCallResponse)(nil),    // 41: slimfaas.v1.GetCallResponse
-	(*GetResultRequest)(nil),   // 42: slimfaas.v1.GetResultRequest
-	(*GetResultResponse)(nil),  // 43: slimfaas.v1.GetResultResponse
-	(*ListDeadRequest)(nil),    // 44: slimfaas.v1.ListDeadRequest
-	(*ListDeadResponse)(nil),   // 45: slimfaas.v1.ListDeadResponse
-	(*RedriveRequest)(nil),     // 46: slimfaas.v1.RedriveRequest
-	(*RedriveResponse)(nil),    // 47: slimfaas.v1.RedriveResponse
-	(*PurgeRequest)(nil),       // 48: slimfaas.v1.PurgeRequest
-	(*PurgeResponse)(nil),      // 49: slimfaas.v1.PurgeResponse
-	(*Call)(nil),               // 50: slimfaas.v1.Call
-	(*FactsRequest)(nil),       // 51: slimfaas.v1.FactsRequest
-	(*FactsResponse)(nil),      // 52: slimfaas.v1.FactsResponse
-	(*Session)(nil),            // 53: slimfaas.v1.Session
-	(*Lock)(nil),               // 54: slimfaas.v1.Lock
-	(*LastActivity)(nil),       // 55: slimfaas.v1.LastActivity
-	(*Override)(nil),           // 56: slimfaas.v1.Override
-	(*DemandRequest)(nil),      // 57: slimfaas.v1.DemandRequest
-	(*ClusterRequest)(nil),     // 58: slimfaas.v1.ClusterRequest
-	(*ClusterResponse)(nil),    // 59: slimfaas.v1.ClusterResponse
-	(*Member)(nil),             // 60: slimfaas.v1.Member
-	(*Version)(nil),            // 61: slimfaas.v1.Version
-	(*FunctionRecord)(nil),     // 62: slimfaas.v1.FunctionRecord
-	(*Replica)(nil),            // 63: slimfaas.v1.Replica
-	(*Probe)(nil),              // 64: slimfaas.v1.Probe
-	(*TableDigest)(nil),        // 65: slimfaas.v1.TableDigest
-	(*PullRequest)(nil),        // 66: slimfaas.v1.PullRequest
-	(*PullResponse)(nil),       // 67: slimfaas.v1.PullResponse
-	(*Wake)(nil),               // 68: slimfaas.v1.Wake
-	(*Sighting)(nil),           // 69: slimfaas.v1.Sighting
-	(*RecordAnnouncement)(nil), // 70: slimfaas.v1.RecordAnnouncement
-	(*LoadReport)(nil),         // 71: slimfaas.v1.LoadReport
-	(*FunctionLoad)(nil),       // 72: slimfaas.v1.FunctionLoad
-	(*DrainReport)(nil),        // 73: slimfaas.v1.DrainReport
-	(*DemandReport)(nil),       // 74: slimfaas.v1.DemandReport
-	(*FunctionDemand)(nil),     // 75: slimfaas.v1.FunctionDemand
-	(*FactsChanged)(nil),       // 76: slimfaas.v1.FactsChanged
-	(*TableAsk)(nil),           // 77: slimfaas.v1.TableAsk
-	(*ExplainRequest)(nil),     // 78: slimfaas.v1.ExplainRequest
-	(*ExplainResponse)(nil),    // 79: slimfaas.v1.ExplainResponse
-	(*EventShare)(nil),         // 80: slimfaas.v1.EventShare
-	(*EventTarget)(nil),        // 81: slimfaas.v1.EventTarget
-	(*EventShareAck)(nil),      // 82: slimfaas.v1.EventShareAck
-	(*EventShareResult)(nil),   // 83: slimfaas.v1.EventShareResult
-	(*EventResult)(nil),        // 84: slimfaas.v1.EventResult
+	(Reason)(0),                // 1: slimfaas.v1.Reason
+	(SessionKind)(0),           // 2: slimfaas.v1.SessionKind
+	(TryOutcome)(0),            // 3: slimfaas.v1.TryOutcome
+	(CallState)(0),             // 4: slimfaas.v1.CallState
+	(ReplicaState)(0),          // 5: slimfaas.v1.ReplicaState
+	(ProbeKind)(0),             // 6: slimfaas.v1.ProbeKind
+	(*NotLeader)(nil),          // 7: slimfaas.v1.NotLeader
+	(*SubmitRequest)(nil),      // 8: slimfaas.v1.SubmitRequest
+	(*SubmitResponse)(nil),     // 9: slimfaas.v1.SubmitResponse
+	(*Op)(nil),                 // 10: slimfaas.v1.Op
+	(*OpResult)(nil),           // 11: slimfaas.v1.OpResult
+	(*Accept)(nil),             // 12: slimfaas.v1.Accept
+	(*AcceptFrame)(nil),        // 13: slimfaas.v1.AcceptFrame
+	(*Callback)(nil),           // 14: slimfaas.v1.Callback
+	(*Cancel)(nil),             // 15: slimfaas.v1.Cancel
+	(*OpenSession)(nil),        // 16: slimfaas.v1.OpenSession
+	(*CloseSession)(nil),       // 17: slimfaas.v1.CloseSession
+	(*AcquireLock)(nil),        // 18: slimfaas.v1.AcquireLock
+	(*ReleaseLock)(nil),        // 19: slimfaas.v1.ReleaseLock
+	(*RecordActivity)(nil),     // 20: slimfaas.v1.RecordActivity
+	(*Activity)(nil),           // 21: slimfaas.v1.Activity
+	(*SetScale)(nil),           // 22: slimfaas.v1.SetScale
+	(*HeartbeatRequest)(nil),   // 23: slimfaas.v1.HeartbeatRequest
+	(*HeartbeatResponse)(nil),  // 24: slimfaas.v1.HeartbeatResponse
+	(*DeliverUp)(nil),          // 25: slimfaas.v1.DeliverUp
+	(*DeliverDown)(nil),        // 26: slimfaas.v1.DeliverDown
+	(*Hello)(nil),              // 27: slimfaas.v1.Hello
+	(*Capacity)(nil),           // 28: slimfaas.v1.Capacity
+	(*Held)(nil),               // 29: slimfaas.v1.Held
+	(*HeldHeartbeat)(nil),      // 30: slimfaas.v1.HeldHeartbeat
+	(*Welcome)(nil),            // 31: slimfaas.v1.Welcome
+	(*Grant)(nil),              // 32: slimfaas.v1.Grant
+	(*GrantFrame)(nil),         // 33: slimfaas.v1.GrantFrame
+	(*Withdraw)(nil),           // 34: slimfaas.v1.Withdraw
+	(*TryResult)(nil),          // 35: slimfaas.v1.TryResult
+	(*ResultAck)(nil),          // 36: slimfaas.v1.ResultAck
+	(*ListHeld)(nil),           // 37: slimfaas.v1.ListHeld
+	(*StoredRequest)(nil),      // 38: slimfaas.v1.StoredRequest
+	(*StoredAnswer)(nil),       // 39: slimfaas.v1.StoredAnswer
+	(*Header)(nil),             // 40: slimfaas.v1.Header
+	(*GetCallRequest)(nil),     // 41: slimfaas.v1.GetCallRequest
+	(*GetCallResponse)(nil),    // 42: slimfaas.v1.GetCallResponse
+	(*GetResultRequest)(nil),   // 43: slimfaas.v1.GetResultRequest
+	(*GetResultResponse)(nil),  // 44: slimfaas.v1.GetResultResponse
+	(*ListDeadRequest)(nil),    // 45: slimfaas.v1.ListDeadRequest
+	(*ListDeadResponse)(nil),   // 46: slimfaas.v1.ListDeadResponse
+	(*RedriveRequest)(nil),     // 47: slimfaas.v1.RedriveRequest
+	(*RedriveResponse)(nil),    // 48: slimfaas.v1.RedriveResponse
+	(*PurgeRequest)(nil),       // 49: slimfaas.v1.PurgeRequest
+	(*PurgeResponse)(nil),      // 50: slimfaas.v1.PurgeResponse
+	(*Call)(nil),               // 51: slimfaas.v1.Call
+	(*FactsRequest)(nil),       // 52: slimfaas.v1.FactsRequest
+	(*FactsResponse)(nil),      // 53: slimfaas.v1.FactsResponse
+	(*Session)(nil),            // 54: slimfaas.v1.Session
+	(*Lock)(nil),               // 55: slimfaas.v1.Lock
+	(*LastActivity)(nil),       // 56: slimfaas.v1.LastActivity
+	(*Override)(nil),           // 57: slimfaas.v1.Override
+	(*DemandRequest)(nil),      // 58: slimfaas.v1.DemandRequest
+	(*ClusterRequest)(nil),     // 59: slimfaas.v1.ClusterRequest
+	(*ClusterResponse)(nil),    // 60: slimfaas.v1.ClusterResponse
+	(*Member)(nil),             // 61: slimfaas.v1.Member
+	(*Version)(nil),            // 62: slimfaas.v1.Version
+	(*FunctionRecord)(nil),     // 63: slimfaas.v1.FunctionRecord
+	(*Replica)(nil),            // 64: slimfaas.v1.Replica
+	(*Probe)(nil),              // 65: slimfaas.v1.Probe
+	(*TableDigest)(nil),        // 66: slimfaas.v1.TableDigest
+	(*PullRequest)(nil),        // 67: slimfaas.v1.PullRequest
+	(*PullResponse)(nil),       // 68: slimfaas.v1.PullResponse
+	(*Wake)(nil),               // 69: slimfaas.v1.Wake
+	(*Sighting)(nil),           // 70: slimfaas.v1.Sighting
+	(*RecordAnnouncement)(nil), // 71: slimfaas.v1.RecordAnnouncement
+	(*LoadReport)(nil),         // 72: slimfaas.v1.LoadReport
+	(*FunctionLoad)(nil),       // 73: slimfaas.v1.FunctionLoad
+	(*DrainReport)(nil),        // 74: slimfaas.v1.DrainReport
+	(*DemandReport)(nil),       // 75: slimfaas.v1.DemandReport
+	(*FunctionDemand)(nil),     // 76: slimfaas.v1.FunctionDemand
+	(*FactsChanged)(nil),       // 77: slimfaas.v1.FactsChanged
+	(*TableAsk)(nil),           // 78: slimfaas.v1.TableAsk
+	(*ExplainRequest)(nil),     // 79: slimfaas.v1.ExplainRequest
+	(*ExplainResponse)(nil),    // 80: slimfaas.v1.ExplainResponse
+	(*EventShare)(nil),         // 81: slimfaas.v1.EventShare
+	(*EventTarget)(nil),        // 82: slimfaas.v1.EventTarget
+	(*EventShareAck)(nil),      // 83: slimfaas.v1.EventShareAck
+	(*EventShareResult)(nil),   // 84: slimfaas.v1.EventShareResult
+	(*EventResult)(nil),        // 85: slimfaas.v1.EventResult
 }
 var file_slimfaas_proto_depIdxs = []int32{
-	9,  // 0: slimfaas.v1.SubmitRequest.ops:type_name -> slimfaas.v1.Op
-	10, // 1: slimfaas.v1.SubmitResponse.results:type_name -> slimfaas.v1.OpResult
-	11, // 2: slimfaas.v1.Op.accept:type_name -> slimfaas.v1.Accept
-	12, // 3: slimfaas.v1.Op.accept_frame:type_name -> slimfaas.v1.AcceptFrame
-	13, // 4: slimfaas.v1.Op.callback:type_name -> slimfaas.v1.Callback
-	14, // 5: slimfaas.v1.Op.cancel:type_name -> slimfaas.v1.Cancel
-	15, // 6: slimfaas.v1.Op.open_session:type_name -> slimfaas.v1.OpenSession
-	16, // 7: slimfaas.v1.Op.close_session:type_name -> slimfaas.v1.CloseSession
-	17, // 8: slimfaas.v1.Op.acquire_lock:type_name -> slimfaas.v1.AcquireLock
-	18, // 9: slimfaas.v1.Op.release_lock:type_name -> slimfaas.v1.ReleaseLock
-	19, // 10: slimfaas.v1.Op.record_activity:type_name -> slimfaas.v1.RecordActivity
-	21, // 11: slimfaas.v1.Op.set_scale:type_name -> slimfaas.v1.SetScale
+	10, // 0: slimfaas.v1.SubmitRequest.ops:type_name -> slimfaas.v1.Op
+	11, // 1: slimfaas.v1.SubmitResponse.results:type_name -> slimfaas.v1.OpResult
+	12, // 2: slimfaas.v1.Op.accept:type_name -> slimfaas.v1.Accept
+	13, // 3: slimfaas.v1.Op.accept_frame:type_name -> slimfaas.v1.AcceptFrame
+	14, // 4: slimfaas.v1.Op.callback:type_name -> slimfaas.v1.Callback
+	15, // 5: slimfaas.v1.Op.cancel:type_name -> slimfaas.v1.Cancel
+	16, // 6: slimfaas.v1.Op.open_session:type_name -> slimfaas.v1.OpenSession
+	17, // 7: slimfaas.v1.Op.close_session:type_name -> slimfaas.v1.CloseSession
+	18, // 8: slimfaas.v1.Op.acquire_lock:type_name -> slimfaas.v1.AcquireLock
+	19, // 9: slimfaas.v1.Op.release_lock:type_name -> slimfaas.v1.ReleaseLock
+	20, // 10: slimfaas.v1.Op.record_activity:type_name -> slimfaas.v1.RecordActivity
+	22, // 11: slimfaas.v1.Op.set_scale:type_name -> slimfaas.v1.SetScale
 	0,  // 12: slimfaas.v1.OpResult.code:type_name -> slimfaas.v1.Code
-	1,  // 13: slimfaas.v1.OpenSession.kind:type_name -> slimfaas.v1.SessionKind
-	20, // 14: slimfaas.v1.RecordActivity.activities:type_name -> slimfaas.v1.Activity
-	0,  // 15: slimfaas.v1.HeartbeatResponse.code:type_name -> slimfaas.v1.Code
-	26, // 16: slimfaas.v1.DeliverUp.hello:type_name -> slimfaas.v1.Hello
-	27, // 17: slimfaas.v1.DeliverUp.capacity:type_name -> slimfaas.v1.Capacity
-	34, // 18: slimfaas.v1.DeliverUp.result:type_name -> slimfaas.v1.TryResult
-	29, // 19: slimfaas.v1.DeliverUp.heartbeat:type_name -> slimfaas.v1.HeldHeartbeat
-	30, // 20: slimfaas.v1.DeliverDown.welcome:type_name -> slimfaas.v1.Welcome
-	31, // 21: slimfaas.v1.DeliverDown.grant:type_name -> slimfaas.v1.Grant
-	32, // 22: slimfaas.v1.DeliverDown.grant_frame:type_name -> slimfaas.v1.GrantFrame
-	33, // 23: slimfaas.v1.DeliverDown.withdraw:type_name -> slimfaas.v1.Withdraw
-	35, // 24: slimfaas.v1.DeliverDown.result_ack:type_name -> slimfaas.v1.ResultAck
-	36, // 25: slimfaas.v1.DeliverDown.list_held:type_name -> slimfaas.v1.ListHeld
-	6,  // 26: slimfaas.v1.DeliverDown.not_leader:type_name -> slimfaas.v1.NotLeader
-	27, // 27: slimfaas.v1.Hello.capacity:type_name -> slimfaas.v1.Capacity
-	28, // 28: slimfaas.v1.Hello.held:type_name -> slimfaas.v1.Held
-	28, // 29: slimfaas.v1.HeldHeartbeat.held:type_name -> slimfaas.v1.Held
-	2,  // 30: slimfaas.v1.TryResult.outcome:type_name -> slimfaas.v1.TryOutcome
-	0,  // 31: slimfaas.v1.ResultAck.code:type_name -> slimfaas.v1.Code
-	39, // 32: slimfaas.v1.StoredRequest.headers:type_name -> slimfaas.v1.Header
-	39, // 33: slimfaas.v1.StoredAnswer.headers:type_name -> slimfaas.v1.Header
-	50, // 34: slimfaas.v1.GetCallResponse.call:type_name -> slimfaas.v1.Call
-	50, // 35: slimfaas.v1.GetResultResponse.call:type_name -> slimfaas.v1.Call
-	0,  // 36: slimfaas.v1.ListDeadResponse.code:type_name -> slimfaas.v1.Code
-	50, // 37: slimfaas.v1.ListDeadResponse.calls:type_name -> slimfaas.v1.Call
-	3,  // 38: slimfaas.v1.Call.state:type_name -> slimfaas.v1.CallState
-	53, // 39: slimfaas.v1.FactsResponse.sessions:type_name -> slimfaas.v1.Session
-	54, // 40: slimfaas.v1.FactsResponse.locks:type_name -> slimfaas.v1.Lock
-	55, // 41: slimfaas.v1.FactsResponse.history:type_name -> slimfaas.v1.LastActivity
-	56, // 42: slimfaas.v1.FactsResponse.overrides:type_name -> slimfaas.v1.Override
-	1,  // 43: slimfaas.v1.Session.kind:type_name -> slimfaas.v1.SessionKind
-	60, // 44: slimfaas.v1.ClusterResponse.members:type_name -> slimfaas.v1.Member
-	61, // 45: slimfaas.v1.FunctionRecord.version:type_name -> slimfaas.v1.Version
-	63, // 46: slimfaas.v1.FunctionRecord.replicas:type_name -> slimfaas.v1.Replica
-	4,  // 47: slimfaas.v1.Replica.state:type_name -> slimfaas.v1.ReplicaState
-	64, // 48: slimfaas.v1.Replica.probe:type_name -> slimfaas.v1.Probe
-	5,  // 49: slimfaas.v1.Probe.kind:type_name -> slimfaas.v1.ProbeKind
-	61, // 50: slimfaas.v1.TableDigest.version:type_name -> slimfaas.v1.Version
-	61, // 51: slimfaas.v1.PullRequest.since:type_name -> slimfaas.v1.Version
-	65, // 52: slimfaas.v1.PullResponse.digest:type_name -> slimfaas.v1.TableDigest
-	62, // 53: slimfaas.v1.PullResponse.records:type_name -> slimfaas.v1.FunctionRecord
-	63, // 54: slimfaas.v1.Sighting.replica:type_name -> slimfaas.v1.Replica
-	62, // 55: slimfaas.v1.RecordAnnouncement.record:type_name -> slimfaas.v1.FunctionRecord
-	61, // 56: slimfaas.v1.RecordAnnouncement.version:type_name -> slimfaas.v1.Version
-	72, // 57: slimfaas.v1.LoadReport.functions:type_name -> slimfaas.v1.FunctionLoad
-	73, // 58: slimfaas.v1.FunctionLoad.draining:type_name -> slimfaas.v1.DrainReport
-	61, // 59: slimfaas.v1.DrainReport.version:type_name -> slimfaas.v1.Version
-	75, // 60: slimfaas.v1.DemandReport.functions:type_name -> slimfaas.v1.FunctionDemand
-	37, // 61: slimfaas.v1.EventShare.request:type_name -> slimfaas.v1.StoredRequest
-	81, // 62: slimfaas.v1.EventShare.targets:type_name -> slimfaas.v1.EventTarget
-	84, // 63: slimfaas.v1.EventShareResult.results:type_name -> slimfaas.v1.EventResult
-	7,  // 64: slimfaas.v1.QueueService.Submit:input_type -> slimfaas.v1.SubmitRequest
-	24, // 65: slimfaas.v1.QueueService.Deliver:input_type -> slimfaas.v1.DeliverUp
-	22, // 66: slimfaas.v1.QueueService.Heartbeat:input_type -> slimfaas.v1.HeartbeatRequest
-	40, // 67: slimfaas.v1.QueueService.GetCall:input_type -> slimfaas.v1.GetCallRequest
-	42, // 68: slimfaas.v1.QueueService.GetResult:input_type -> slimfaas.v1.GetResultRequest
-	44, // 69: slimfaas.v1.QueueService.ListDead:input_type -> slimfaas.v1.ListDeadRequest
-	46, // 70: slimfaas.v1.QueueService.Redrive:input_type -> slimfaas.v1.RedriveRequest
-	48, // 71: slimfaas.v1.QueueService.Purge:input_type -> slimfaas.v1.PurgeRequest
-	51, // 72: slimfaas.v1.QueueService.Facts:input_type -> slimfaas.v1.FactsRequest
-	57, // 73: slimfaas.v1.QueueService.Demand:input_type -> slimfaas.v1.DemandRequest
-	58, // 74: slimfaas.v1.QueueService.Cluster:input_type -> slimfaas.v1.ClusterRequest
-	66, // 75: slimfaas.v1.TableService.Pull:input_type -> slimfaas.v1.PullRequest
-	8,  // 76: slimfaas.v1.QueueService.Submit:output_type -> slimfaas.v1.SubmitResponse
-	25, // 77: slimfaas.v1.QueueService.Deliver:output_type -> slimfaas.v1.DeliverDown
-	23, // 78: slimfaas.v1.QueueService.Heartbeat:output_type -> slimfaas.v1.HeartbeatResponse
-	41, // 79: slimfaas.v1.QueueService.GetCall:output_type -> slimfaas.v1.GetCallResponse
-	43, // 80: slimfaas.v1.QueueService.GetResult:output_type -> slimfaas.v1.GetResultResponse
-	45, // 81: slimfaas.v1.QueueService.ListDead:output_type -> slimfaas.v1.ListDeadResponse
-	47, // 82: slimfaas.v1.QueueService.Redrive:output_type -> slimfaas.v1.RedriveResponse
-	49, // 83: slimfaas.v1.QueueService.Purge:output_type -> slimfaas.v1.PurgeResponse
-	52, // 84: slimfaas.v1.QueueService.Facts:output_type -> slimfaas.v1.FactsResponse
-	74, // 85: slimfaas.v1.QueueService.Demand:output_type -> slimfaas.v1.DemandReport
-	59, // 86: slimfaas.v1.QueueService.Cluster:output_type -> slimfaas.v1.ClusterResponse
-	67, // 87: slimfaas.v1.TableService.Pull:output_type -> slimfaas.v1.PullResponse
-	76, // [76:88] is the sub-list for method output_type
-	64, // [64:76] is the sub-list for method input_type
-	64, // [64:64] is the sub-list for extension type_name
-	64, // [64:64] is the sub-list for extension extendee
-	0,  // [0:64] is the sub-list for field type_name
+	1,  // 13: slimfaas.v1.OpResult.reason:type_name -> slimfaas.v1.Reason
+	2,  // 14: slimfaas.v1.OpenSession.kind:type_name -> slimfaas.v1.SessionKind
+	21, // 15: slimfaas.v1.RecordActivity.activities:type_name -> slimfaas.v1.Activity
+	0,  // 16: slimfaas.v1.HeartbeatResponse.code:type_name -> slimfaas.v1.Code
+	27, // 17: slimfaas.v1.DeliverUp.hello:type_name -> slimfaas.v1.Hello
+	28, // 18: slimfaas.v1.DeliverUp.capacity:type_name -> slimfaas.v1.Capacity
+	35, // 19: slimfaas.v1.DeliverUp.result:type_name -> slimfaas.v1.TryResult
+	30, // 20: slimfaas.v1.DeliverUp.heartbeat:type_name -> slimfaas.v1.HeldHeartbeat
+	31, // 21: slimfaas.v1.DeliverDown.welcome:type_name -> slimfaas.v1.Welcome
+	32, // 22: slimfaas.v1.DeliverDown.grant:type_name -> slimfaas.v1.Grant
+	33, // 23: slimfaas.v1.DeliverDown.grant_frame:type_name -> slimfaas.v1.GrantFrame
+	34, // 24: slimfaas.v1.DeliverDown.withdraw:type_name -> slimfaas.v1.Withdraw
+	36, // 25: slimfaas.v1.DeliverDown.result_ack:type_name -> slimfaas.v1.ResultAck
+	37, // 26: slimfaas.v1.DeliverDown.list_held:type_name -> slimfaas.v1.ListHeld
+	7,  // 27: slimfaas.v1.DeliverDown.not_leader:type_name -> slimfaas.v1.NotLeader
+	28, // 28: slimfaas.v1.Hello.capacity:type_name -> slimfaas.v1.Capacity
+	29, // 29: slimfaas.v1.Hello.held:type_name -> slimfaas.v1.Held
+	29, // 30: slimfaas.v1.HeldHeartbeat.held:type_name -> slimfaas.v1.Held
+	3,  // 31: slimfaas.v1.TryResult.outcome:type_name -> slimfaas.v1.TryOutcome
+	0,  // 32: slimfaas.v1.ResultAck.code:type_name -> slimfaas.v1.Code
+	40, // 33: slimfaas.v1.StoredRequest.headers:type_name -> slimfaas.v1.Header
+	40, // 34: slimfaas.v1.StoredAnswer.headers:type_name -> slimfaas.v1.Header
+	51, // 35: slimfaas.v1.GetCallResponse.call:type_name -> slimfaas.v1.Call
+	51, // 36: slimfaas.v1.GetResultResponse.call:type_name -> slimfaas.v1.Call
+	0,  // 37: slimfaas.v1.ListDeadResponse.code:type_name -> slimfaas.v1.Code
+	51, // 38: slimfaas.v1.ListDeadResponse.calls:type_name -> slimfaas.v1.Call
+	4,  // 39: slimfaas.v1.Call.state:type_name -> slimfaas.v1.CallState
+	54, // 40: slimfaas.v1.FactsResponse.sessions:type_name -> slimfaas.v1.Session
+	55, // 41: slimfaas.v1.FactsResponse.locks:type_name -> slimfaas.v1.Lock
+	56, // 42: slimfaas.v1.FactsResponse.history:type_name -> slimfaas.v1.LastActivity
+	57, // 43: slimfaas.v1.FactsResponse.overrides:type_name -> slimfaas.v1.Override
+	2,  // 44: slimfaas.v1.Session.kind:type_name -> slimfaas.v1.SessionKind
+	61, // 45: slimfaas.v1.ClusterResponse.members:type_name -> slimfaas.v1.Member
+	62, // 46: slimfaas.v1.FunctionRecord.version:type_name -> slimfaas.v1.Version
+	64, // 47: slimfaas.v1.FunctionRecord.replicas:type_name -> slimfaas.v1.Replica
+	5,  // 48: slimfaas.v1.Replica.state:type_name -> slimfaas.v1.ReplicaState
+	65, // 49: slimfaas.v1.Replica.probe:type_name -> slimfaas.v1.Probe
+	6,  // 50: slimfaas.v1.Probe.kind:type_name -> slimfaas.v1.ProbeKind
+	62, // 51: slimfaas.v1.TableDigest.version:type_name -> slimfaas.v1.Version
+	62, // 52: slimfaas.v1.PullRequest.since:type_name -> slimfaas.v1.Version
+	66, // 53: slimfaas.v1.PullResponse.digest:type_name -> slimfaas.v1.TableDigest
+	63, // 54: slimfaas.v1.PullResponse.records:type_name -> slimfaas.v1.FunctionRecord
+	64, // 55: slimfaas.v1.Sighting.replica:type_name -> slimfaas.v1.Replica
+	63, // 56: slimfaas.v1.RecordAnnouncement.record:type_name -> slimfaas.v1.FunctionRecord
+	62, // 57: slimfaas.v1.RecordAnnouncement.version:type_name -> slimfaas.v1.Version
+	73, // 58: slimfaas.v1.LoadReport.functions:type_name -> slimfaas.v1.FunctionLoad
+	74, // 59: slimfaas.v1.FunctionLoad.draining:type_name -> slimfaas.v1.DrainReport
+	62, // 60: slimfaas.v1.DrainReport.version:type_name -> slimfaas.v1.Version
+	76, // 61: slimfaas.v1.DemandReport.functions:type_name -> slimfaas.v1.FunctionDemand
+	38, // 62: slimfaas.v1.EventShare.request:type_name -> slimfaas.v1.StoredRequest
+	82, // 63: slimfaas.v1.EventShare.targets:type_name -> slimfaas.v1.EventTarget
+	85, // 64: slimfaas.v1.EventShareResult.results:type_name -> slimfaas.v1.EventResult
+	8,  // 65: slimfaas.v1.QueueService.Submit:input_type -> slimfaas.v1.SubmitRequest
+	25, // 66: slimfaas.v1.QueueService.Deliver:input_type -> slimfaas.v1.DeliverUp
+	23, // 67: slimfaas.v1.QueueService.Heartbeat:input_type -> slimfaas.v1.HeartbeatRequest
+	41, // 68: slimfaas.v1.QueueService.GetCall:input_type -> slimfaas.v1.GetCallRequest
+	43, // 69: slimfaas.v1.QueueService.GetResult:input_type -> slimfaas.v1.GetResultRequest
+	45, // 70: slimfaas.v1.QueueService.ListDead:input_type -> slimfaas.v1.ListDeadRequest
+	47, // 71: slimfaas.v1.QueueService.Redrive:input_type -> slimfaas.v1.RedriveRequest
+	49, // 72: slimfaas.v1.QueueService.Purge:input_type -> slimfaas.v1.PurgeRequest
+	52, // 73: slimfaas.v1.QueueService.Facts:input_type -> slimfaas.v1.FactsRequest
+	58, // 74: slimfaas.v1.QueueService.Demand:input_type -> slimfaas.v1.DemandRequest
+	59, // 75: slimfaas.v1.QueueService.Cluster:input_type -> slimfaas.v1.ClusterRequest
+	67, // 76: slimfaas.v1.TableService.Pull:input_type -> slimfaas.v1.PullRequest
+	9,  // 77: slimfaas.v1.QueueService.Submit:output_type -> slimfaas.v1.SubmitResponse
+	26, // 78: slimfaas.v1.QueueService.Deliver:output_type -> slimfaas.v1.DeliverDown
+	24, // 79: slimfaas.v1.QueueService.Heartbeat:output_type -> slimfaas.v1.HeartbeatResponse
+	42, // 80: slimfaas.v1.QueueService.GetCall:output_type -> slimfaas.v1.GetCallResponse
+	44, // 81: slimfaas.v1.QueueService.GetResult:output_type -> slimfaas.v1.GetResultResponse
+	46, // 82: slimfaas.v1.QueueService.ListDead:output_type -> slimfaas.v1.ListDeadResponse
+	48, // 83: slimfaas.v1.QueueService.Redrive:output_type -> slimfaas.v1.RedriveResponse
+	50, // 84: slimfaas.v1.QueueService.Purge:output_type -> slimfaas.v1.PurgeResponse
+	53, // 85: slimfaas.v1.QueueService.Facts:output_type -> slimfaas.v1.FactsResponse
+	75, // 86: slimfaas.v1.QueueService.Demand:output_type -> slimfaas.v1.DemandReport
+	60, // 87: slimfaas.v1.QueueService.Cluster:output_type -> slimfaas.v1.ClusterResponse
+	68, // 88: slimfaas.v1.TableService.Pull:output_type -> slimfaas.v1.PullResponse
+	77, // [77:89] is the sub-list for method output_type
+	65, // [65:77] is the sub-list for method input_type
+	65, // [65:65] is the sub-list for extension type_name
+	65, // [65:65] is the sub-list for extension extendee
+	0,  // [0:65] is the sub-list for field type_name
 }
 
 func init() { file_slimfaas_proto_init() }
@@ -6428,7 +6490,7 @@ func file_slimfaas_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_slimfaas_proto_rawDesc), len(file_slimfaas_proto_rawDesc)),
-			NumEnums:      6,
+			NumEnums:      7,
 			NumMessages:   79,
 			NumExtensions: 0,
 			NumServices:   2,

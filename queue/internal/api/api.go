@@ -57,6 +57,8 @@ type Node interface {
 	View(read func(*fsm.Machine))
 	// Payload reads what is stored at this place: of a call, or its kept answer.
 	Payload(seq uint64) ([]byte, error)
+	// Refusal is why no calls are accepted now (the disk is nearly full), for people; empty: they are.
+	Refusal() string
 	// Cluster describes members and leader as this node sees them, without the installation.
 	Cluster() *wire.ClusterResponse
 }

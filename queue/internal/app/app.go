@@ -15,6 +15,7 @@ import (
 	"github.com/slimfaas/slimfaas/queue/internal/api"
 	"github.com/slimfaas/slimfaas/queue/internal/bus"
 	"github.com/slimfaas/slimfaas/queue/internal/dispatch"
+	"github.com/slimfaas/slimfaas/queue/internal/guard"
 	"github.com/slimfaas/slimfaas/queue/internal/metrics"
 	"github.com/slimfaas/slimfaas/queue/internal/raftnode"
 	"github.com/slimfaas/slimfaas/shared/nc"
@@ -54,6 +55,7 @@ type Config struct {
 
 	RaftAddress, APIAddress, BusAddress, RoutesAddress, AdminAddress string
 
+	Guard   Guard
 	Profile bool
 	// LogStore is where the Raft log's entries are kept; empty: segments.
 	LogStore      raftnode.LogKind
@@ -61,6 +63,13 @@ type Config struct {
 	MaxUnfinished uint64 // calls in the queue; 0: no limit
 	MaxKeys       uint64 // idempotency keys remembered; 0: no limit
 	Log           *slog.Logger
+}
+
+// Guard of a node against its disk; zero values are raftnode's defaults.
+type Guard struct {
+	WriteTimeout time.Duration
+	Disk         guard.Limits
+	Rejoin       string // installation id of the cluster that fills an empty directory
 }
 
 // App is one node, constructed and listening.
@@ -123,6 +132,7 @@ func New(ctx context.Context, c Config) (_ *App, err error) {
 	}
 	a.node, err = raftnode.Open(raftnode.Config{
 		Name: c.Name, Members: c.raftMembers(), ListenAddress: c.RaftAddress, TLS: a.tls, Dir: c.DataDir, LogKind: c.LogStore, Log: a.log,
+		WriteTimeout: c.Guard.WriteTimeout, Disk: c.Guard.Disk, Rejoin: c.Guard.Rejoin,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the raft node: %w", err)

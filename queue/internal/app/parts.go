@@ -187,6 +187,9 @@ func (a *App) healthy() error {
 		}
 	default:
 	}
+	if hanging := a.node.Hanging(); hanging > 0 {
+		return fmt.Errorf("a write to the data directory has been hanging for %s", hanging.Round(time.Second))
+	}
 	return nil
 }
 
@@ -198,6 +201,9 @@ func (a *App) ready() error {
 	var errs []error
 	if err := a.bus.Ready(); err != nil {
 		errs = append(errs, err)
+	}
+	if votes, standing := a.node.Votes(); !votes {
+		errs = append(errs, fmt.Errorf("raft: this node has no vote yet (%s)", standing))
 	}
 	switch contact := a.node.LastContact(); {
 	case a.node.Leader() == "":

@@ -89,9 +89,9 @@ type Disk struct {
 	ballast int64 // bytes set aside now
 }
 
-// NewDisk looks once, and sets the ballast aside where there is room.
-func NewDisk(dir string, limits Limits, log *slog.Logger) (*Disk, error) {
-	d := &Disk{dir: dir, limits: limits, log: log, stat: Stat}
+// NewDisk looks once, with stat (Stat, but in tests), and sets the ballast aside where there is room.
+func NewDisk(dir string, limits Limits, stat func(dir string) (Space, error), log *slog.Logger) (*Disk, error) {
+	d := &Disk{dir: dir, limits: limits, log: log, stat: stat}
 	if info, err := os.Stat(d.path()); err == nil {
 		d.ballast = info.Size()
 	}

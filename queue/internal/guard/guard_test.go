@@ -58,7 +58,7 @@ func TestBallastIsGivenBackWhenTheDiskFillsAndSetAsideAgain(t *testing.T) {
 
 func TestAWriteOnAFullDiskIsTriedAgainOnceTheBallastIsGone(t *testing.T) {
 	t.Parallel()
-	d, err := NewDisk(t.TempDir(), Limits{Refuse: 98, HandOver: 99, Ballast: 4096}, slog.New(slog.DiscardHandler))
+	d, err := NewDisk(t.TempDir(), Limits{Refuse: 98, HandOver: 99, Ballast: 4096}, Stat, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -58,7 +58,9 @@ func (d *diskLog) Close() error {
 }
 
 // openLog opens raft.db and the segments. Entries of a raft.db that had them move into the segments first.
+// The library of raft.db panics, or reads outside of the file, where the file is damaged.
 func openLog(dir string, kind LogKind) (_ *diskLog, err error) {
+	defer loudly(&err)()
 	d := &diskLog{}
 	d.bolt, err = raftboltdb.New(raftboltdb.Options{Path: filepath.Join(dir, "raft.db"), BoltOptions: store.LogOptions()})
 	if err != nil {

@@ -12,11 +12,13 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
 
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
+	"github.com/slimfaas/slimfaas/queue/internal/guard"
 	"github.com/slimfaas/slimfaas/queue/internal/store"
 	"github.com/slimfaas/slimfaas/shared/tlsconf"
 )
@@ -68,6 +70,18 @@ type Config struct {
 	SnapshotEntries int
 	// TrailingBytes of log kept behind a snapshot, so that a node that was away a moment needs none; 0: 64 MiB.
 	TrailingBytes int64
+
+	// WriteTimeout is how long one write may take before a leader goes silent, so that another is elected; 0: 3 s.
+	WriteTimeout time.Duration
+	// Disk limits; zero: refuse at 85 %, hand over at 90 %, a ballast of 64 MiB.
+	Disk guard.Limits
+	// Rejoin is the installation id of the cluster that fills an empty directory; empty: an empty directory is refused where
+	// there is a cluster already.
+	Rejoin string
+
+	// Of tests: faults of the disk.
+	stat func(dir string) (guard.Space, error)
+	file func(logFile) logFile
 }
 
 // Node is one member. Its methods may be called from any goroutine until Stop has returned.
@@ -77,8 +91,18 @@ type Node struct {
 	raft      *raft.Raft
 	transport *raft.NetworkTransport
 	logStore  *diskLog
-	counted   *countedLog // on logStore
+	counted   *countedLog // on guarded
 	store     *store.Store
+	guarded   *guardedLog
+	snapshots *snapshots
+	disk      *guard.Disk
+	watch     *guard.Watch
+	gate      *gate
+	peers     *peers
+	lifeID    string // random, of this Open
+	marker    atomic.Pointer[guard.Marker]
+	marking   sync.Mutex                // held while the marker is changed
+	running   atomic.Pointer[raft.Raft] // raft, once it runs
 	applier   *applier
 	batcher   *batcher
 	office    *office
@@ -100,7 +124,8 @@ func Open(config Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{config: config, log: config.Log, done: make(chan error, 1)}
+	n := &Node{config: config, log: config.Log, done: make(chan error, 1), lifeID: randomID()}
+	n.marker.Store(&guard.Marker{})
 	// Not a child of any caller's context: the node's life ends with Stop, which has work to do in it.
 	n.life, n.endLife = context.WithCancel(context.Background())
 	var opened []func() error
@@ -117,21 +142,29 @@ func Open(config Config) (_ *Node, err error) {
 	if err := os.MkdirAll(config.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the data directory: %w", err)
 	}
+	if n.disk, err = guard.NewDisk(config.Dir, config.Disk, config.stat, config.Log); err != nil {
+		return nil, fmt.Errorf("looking at the disk: %w", err)
+	}
+	n.watch = guard.NewWatch(writeSlots)
 	if n.logStore, err = openLog(config.Dir, config.LogKind); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w. %s", err, howToRejoin(""))
 	}
 	opened = append(opened, n.logStore.Close)
-	snapshots, err := openSnapshots(config.Dir)
-	if err != nil {
-		return nil, err
+	file := logFile(n.logStore)
+	if config.file != nil {
+		file = config.file(file)
 	}
-	if n.store, err = store.Open(filepath.Join(config.Dir, "state"), snapshots.index()); err != nil {
-		return nil, fmt.Errorf("opening the store: %w", err)
+	n.guarded = &guardedLog{file: file, disk: n.disk, watch: n.watch, damaged: n.fail}
+	if n.snapshots, err = openSnapshots(config.Dir, n.guarded); err != nil {
+		return nil, fmt.Errorf("%w. %s", err, howToRejoin(""))
+	}
+	if n.store, err = store.Open(filepath.Join(config.Dir, "state"), n.snapshots.index()); err != nil {
+		return nil, fmt.Errorf("opening the store: %w. %s", err, howToRejoin(""))
 	}
 	opened = append(opened, n.store.Close)
-	snapshots.store = n.store
+	n.snapshots.store = n.store
 	if n.applier, err = newApplier(n.store, config.Log, n.fail); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w. %s", err, howToRejoin(""))
 	}
 
 	logger := hclogger(config.Log)
@@ -147,6 +180,7 @@ func Open(config Config) (_ *Node, err error) {
 		Timeout:               ioTimeout,
 	})
 	opened = append(opened, n.transport.Close)
+	n.gate = newGate(n, n.transport)
 
 	notify := make(chan bool, 16)
 	rc := raft.DefaultConfig()
@@ -160,20 +194,31 @@ func Open(config Config) (_ *Node, err error) {
 	rc.Logger = logger
 	rc.NoLegacyTelemetry = true
 
-	if err := n.bootstrap(rc, snapshots); err != nil {
+	n.peers = newPeers(n)
+	if err := n.identify(rc); err != nil {
 		return nil, err
 	}
-	n.counted = &countedLog{LogStore: n.logStore, fsyncs: n.logStore.fsyncs}
+	n.counted = &countedLog{LogStore: n.guarded, fsyncs: n.logStore.fsyncs}
 	cache, err := raft.NewLogCache(logCacheEntries, n.counted)
 	if err != nil {
 		return nil, fmt.Errorf("making the log cache: %w", err)
 	}
-	n.raft, err = raft.NewRaft(rc, n.applier, cache, n.logStore, snapshots, n.transport)
-	if err != nil {
-		return nil, fmt.Errorf("starting raft: %w", err)
+	if n.raft, err = startRaft(rc, n.applier, cache, n.guarded, n.snapshots, n.gate); err != nil {
+		return nil, err
 	}
+	n.running.Store(n.raft)
 	n.batcher = newBatcher(n)
 	n.office = newOffice(n)
+	n.background.Go(func() { n.gate.pass(n.life) })
+	n.background.Go(func() { n.peers.rise(n.life) })
+	n.background.Go(func() { n.peers.keep(n.life) })
+	for _, m := range config.Members {
+		if m.Name != config.Name {
+			n.background.Go(func() { n.peers.ask(n.life, m) })
+		}
+	}
+	n.background.Go(n.watchWrites)
+	n.background.Go(n.watchDisk)
 	n.background.Go(func() { n.office.watch(notify) })
 	n.background.Go(n.keepSnapshots)
 	for range batchesInFlight {
@@ -200,6 +245,18 @@ func (c Config) complete() (Config, error) {
 	}
 	if c.TrailingBytes == 0 {
 		c.TrailingBytes = 64 << 20
+	}
+	if c.WriteTimeout == 0 {
+		c.WriteTimeout = 3 * time.Second
+	}
+	if c.stat == nil {
+		c.stat = guard.Stat
+	}
+	if c.Disk == (guard.Limits{}) {
+		c.Disk = guard.Limits{Refuse: 85, HandOver: 90, Ballast: 64 << 20}
+	}
+	if err := c.Disk.Validate(); err != nil {
+		return c, err
 	}
 	if _, ok := c.member(c.Name); !ok {
 		return c, fmt.Errorf("node %q is not among its members", c.Name)
@@ -266,6 +323,7 @@ func (n *Node) stop(ctx context.Context) error {
 	err := n.raft.Shutdown().Error()
 	n.batcher.abandon()
 	n.background.Wait()
+	n.peers.save()
 	return errors.Join(err, n.transport.Close(), n.store.Close(), n.logStore.Close())
 }
 

@@ -1,0 +1,104 @@
+package raftnode
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/slimfaas/slimfaas/queue/internal/guard"
+)
+
+const (
+	// diskEvery is how often the disk is looked at.
+	diskEvery = time.Second
+	// muteAtLeast this long a silent leader stays silent: the others have elected by then, or there is nobody to.
+	muteAtLeast = 2 * raftTimeout
+)
+
+// watchWrites makes a leader whose disk hangs go silent, as if it were cut off: its main loop is stuck in the write, so that it
+// cannot hand over, while its heartbeats go on without it. The others elect; when the write comes back it follows.
+func (n *Node) watchWrites() {
+	tick := time.NewTicker(max(n.config.WriteTimeout/10, time.Millisecond))
+	defer tick.Stop()
+	var since time.Time
+	for {
+		select {
+		case <-tick.C:
+		case <-n.life.Done():
+			return
+		}
+		longest := n.watch.Longest()
+		switch hanging := longest > n.config.WriteTimeout; {
+		case hanging && since.IsZero():
+			since = time.Now()
+			n.log.Error("a write to the data directory hangs", "for", longest.String(), "dir", n.config.Dir, "leading", n.IsLeader())
+			if len(n.config.Members) > 1 {
+				n.gate.mute.Store(true)
+				n.office.leave()
+			}
+		case !hanging && !since.IsZero() && longest == 0 && time.Since(since) > muteAtLeast && (len(n.config.Members) == 1 || n.raft.State() != raft.Leader):
+			n.log.Warn("writes to the data directory come back again", "after", time.Since(since).String())
+			n.gate.mute.Store(false)
+			since = time.Time{}
+		}
+	}
+}
+
+// watchDisk looks at the space, and hands over where another node has more of it.
+func (n *Node) watchDisk() {
+	tick := time.NewTicker(diskEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-n.life.Done():
+			return
+		}
+		if err := n.disk.Check(); err != nil {
+			n.log.Warn("the disk's space is not known", "err", err)
+			continue
+		}
+		if n.disk.Level() < guard.HandOver || n.raft.State() != raft.Leader {
+			continue
+		}
+		to := n.peers.roomier()
+		m, ok := n.config.member(to)
+		if !ok {
+			continue // nobody is better off
+		}
+		n.log.Warn("disk nearly full: handing the leadership over", "to", to, "used_percent", int(n.disk.Space().Used))
+		future := n.raft.LeadershipTransferToServer(raft.ServerID(m.Name), raft.ServerAddress(m.RaftAddress))
+		if err := future.Error(); err != nil {
+			n.log.Warn("the leadership was not handed over", "to", to, "err", err)
+		}
+	}
+}
+
+// Refusal is why this node accepts no calls now: its own disk, or those of so many others that no majority has room. Empty:
+// it accepts.
+func (n *Node) Refusal() string {
+	if n.disk.Level() >= guard.Refusing {
+		return fmt.Sprintf("the disk of %s is %.0f %% full", n.config.Name, n.disk.Space().Used)
+	}
+	if n.peers.short() {
+		return "the disks of most nodes are nearly full"
+	}
+	return ""
+}
+
+// Disk as last looked at: its space, and how much of it is ballast.
+func (n *Node) Disk() (space guard.Space, level guard.Level, ballast int64) {
+	return n.disk.Space(), n.disk.Level(), n.disk.Ballast()
+}
+
+// Hanging is how long the longest write under way has taken, once that is too long; 0: none.
+func (n *Node) Hanging() time.Duration {
+	if longest := n.watch.Longest(); longest > n.config.WriteTimeout {
+		return longest
+	}
+	return 0
+}
+
+// Votes says whether this node takes part in elections, and if not, why.
+func (n *Node) Votes() (bool, string) { return n.gate.is() == member, n.gate.is().String() }
