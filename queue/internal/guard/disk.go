@@ -29,7 +29,7 @@ const (
 	Roomy Level = iota
 	// Refusing: no new calls are accepted.
 	Refusing
-	// HandOver: another node should lead; the ballast is given back.
+	// HandOver: another node should lead; half of the ballast is given back.
 	HandOver
 	// Halted: the log does not grow any more, half-way between the hand-over and a full disk.
 	Halted
@@ -131,8 +131,8 @@ func (d *Disk) Check() error {
 	}
 	before := d.level
 	d.space, d.level = space, d.limits.level(space.Used, d.level)
-	if d.level >= HandOver {
-		d.release()
+	if d.level >= HandOver && before < HandOver {
+		d.release(d.ballast / 2)
 	} else if d.level == Roomy {
 		d.setAside()
 	}
@@ -157,7 +157,8 @@ func (l Limits) level(used float64, from Level) Level {
 	return Roomy
 }
 
-// Write runs a write; one that finds the disk full is tried once more with the ballast given back.
+// Write runs a write without which the node cannot go on; one that finds the disk full is tried once more with all of the
+// ballast given back.
 func (d *Disk) Write(write func() error) error {
 	err := write()
 	if !errors.Is(err, syscall.ENOSPC) || !d.giveBack() {
@@ -172,27 +173,31 @@ func (d *Disk) Write(write func() error) error {
 func (d *Disk) giveBack() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.release()
+	return d.release(0)
 }
 
-// release the ballast. Called with mu held.
-func (d *Disk) release() (released bool) {
-	if d.ballast == 0 {
+// release the ballast but for so many bytes. Called with mu held.
+func (d *Disk) release(keep int64) (released bool) {
+	if d.ballast <= keep {
 		return false
 	}
-	if err := os.Remove(d.path()); err != nil && !errors.Is(err, os.ErrNotExist) {
+	err := os.Truncate(d.path(), keep)
+	if keep == 0 {
+		err = os.Remove(d.path())
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		d.log.Error("the ballast cannot be given back", "err", err)
 		return false
 	}
-	d.log.Warn("disk nearly full: ballast given back", "bytes", d.ballast)
-	d.ballast = 0
+	d.log.Warn("disk nearly full: ballast given back", "bytes", d.ballast-keep, "left_bytes", keep)
+	d.ballast = keep
 	return true
 }
 
 // setAside the ballast where it leaves enough room. Called with mu held. Without it the node works as well, until it is needed.
 func (d *Disk) setAside() {
 	size := min(d.limits.Ballast, d.space.Total/ballastShare)
-	if d.ballast > 0 || size <= 0 {
+	if d.ballast >= size || size <= 0 {
 		return
 	}
 	if after := d.space.Used + 100*float64(size)/float64(d.space.Total); after >= d.limits.Refuse-slack {

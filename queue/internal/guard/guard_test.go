@@ -45,7 +45,7 @@ func TestBallastIsGivenBackWhenTheDiskFillsAndSetAsideAgain(t *testing.T) {
 	for _, step := range []struct {
 		used float64
 		want int64
-	}{{20, 1 << 20}, {86, 1 << 20}, {91, 0}, {86, 0}, {82.5, 0}, {50, 1 << 20}} {
+	}{{20, 1 << 20}, {86, 1 << 20}, {91, 1 << 19}, {92, 1 << 19}, {86, 1 << 19}, {82.5, 1 << 19}, {50, 1 << 20}} {
 		space.Used = step.used
 		if err := d.Check(); err != nil {
 			t.Fatal(err)

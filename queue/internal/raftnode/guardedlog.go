@@ -34,8 +34,11 @@ type logFile interface {
 }
 
 // guardedLog is the log's file with a checksum on everything read back from it, which the file's own format has not
-// (reliability.md §0.4); with an eye on how long writes take; and with a second try for those that find the disk full.
+// (reliability.md §0.4); with an eye on how long writes take; and with a second try for those that must not fail.
 // An entry's checksum is kept in its Extensions on disk and never leaves this node; a value's behind the value.
+//
+// An append that finds the disk full fails, which Raft bears. A term or vote that cannot be saved is a panic of the library:
+// for those the ballast is given back.
 type guardedLog struct {
 	file  logFile
 	disk  *guard.Disk
@@ -100,7 +103,7 @@ func (g *guardedLog) StoreLogs(logs []*raft.Log) error {
 		copies[i].Extensions = binary.BigEndian.AppendUint32(l.Extensions[:len(l.Extensions):len(l.Extensions)], entrySum(l, l.Extensions))
 		summed[i] = &copies[i]
 	}
-	return g.write(slotAppend, func() error { return g.file.StoreLogs(summed) })
+	return g.watch.Slot(slotAppend).Write(func() error { return g.file.StoreLogs(summed) })
 }
 
 // DeleteRange implements raft.LogStore.
