@@ -339,11 +339,11 @@ func TestADirectoryThatIsNotItsOwnIsRefusedAndRejoins(t *testing.T) {
 	var installation string
 	c.Eventually(10*time.Second, "the installation has an id", func() error {
 		_, body, err := c.Get(0, "/cluster")
-		var info struct{ Queue struct{ Installation string } }
+		var info struct{ Installation string }
 		if err == nil {
 			err = json.Unmarshal(body, &info)
 		}
-		installation = info.Queue.Installation
+		installation = info.Installation
 		if err == nil && installation == "" {
 			err = fmt.Errorf("%s", body)
 		}
