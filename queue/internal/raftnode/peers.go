@@ -54,15 +54,15 @@ type word struct {
 	Known claim `json:"known"`
 }
 
-// memory of a node, kept across restarts.
-type memory struct {
+// recollection of a node, kept across restarts.
+type recollection struct {
 	Before claim  `json:"before"` // in lives before the last
 	Life   string `json:"life"`   // the last one heard
 	Now    claim  `json:"now"`    // in it
 }
 
 // known is what a node in this life should find on its disk at least.
-func (m memory) known(life string) claim {
+func (m recollection) known(life string) claim {
 	if life == m.Life {
 		return m.Before
 	}
@@ -71,7 +71,7 @@ func (m memory) known(life string) claim {
 
 // peer is another node as this one knows it.
 type peer struct {
-	memory
+	recollection
 	wasBlank  bool // said so in this life of ours
 	seen      bool // has answered in this life of ours
 	confirmed bool // remembers nothing newer of us
@@ -101,13 +101,13 @@ func newPeers(n *Node) *peers {
 	if err != nil {
 		return p
 	}
-	kept := map[string]memory{}
+	kept := map[string]recollection{}
 	if err := json.Unmarshal(raw, &kept); err != nil {
 		n.log.Warn("what the other nodes said before cannot be read; they will say it again", "err", err)
 	}
 	for name, m := range kept {
 		if other := p.by[name]; other != nil {
-			other.memory = m
+			other.recollection = m
 		}
 	}
 	return p
@@ -153,7 +153,7 @@ func (p *peers) note(other *peer, said word) {
 		return // what it says is not tested yet
 	}
 	if said.Life != other.Life {
-		other.memory, p.dirty = memory{Before: other.known(said.Life), Life: said.Life}, true
+		other.recollection, p.dirty = recollection{Before: other.known(said.Life), Life: said.Life}, true
 	}
 	if grown := other.Now.max(said.claim); grown != other.Now {
 		other.Now, p.dirty = grown, true
@@ -368,9 +368,9 @@ func (p *peers) save() {
 	p.mu.Lock()
 	dirty := p.dirty
 	p.dirty = false
-	kept := map[string]memory{}
+	kept := map[string]recollection{}
 	for name, other := range p.by {
-		kept[name] = other.memory
+		kept[name] = other.recollection
 	}
 	p.mu.Unlock()
 	if !dirty {
