@@ -54,7 +54,7 @@ func command(t *testing.T, name string, args ...string) {
 func ownDisks(t *testing.T, megabytes int) (state string) {
 	t.Helper()
 	needRoot(t, "mkfs.ext4", "mount", "umount", "fsfreeze")
-	state, err := os.MkdirTemp("", "slimfaas-test-")
+	state, err := os.MkdirTemp("", "slimfaas-test-") //nolint:usetesting // short: a unix socket's path has at most 107 bytes
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -269,12 +269,12 @@ func checkGuarded(t *testing.T, c *cluster.Cluster, rec records, ledger []attemp
 	}
 	ok, none, unknown := 0, 0, 0
 	for _, a := range ledger {
-		switch {
-		case a.outcome == "ok":
+		switch a.outcome {
+		case "ok":
 			if ok++; seen[a.key] == 0 {
 				t.Errorf("call %s (id %s) was answered 202 and never delivered", a.key, a.id)
 			}
-		case a.outcome == "none":
+		case "none":
 			if none++; seen[a.key] > 0 {
 				t.Errorf("call %s was answered `outcome: none` and delivered", a.key)
 			}
