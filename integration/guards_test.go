@@ -293,6 +293,7 @@ func TestAHungDiskGivesTheLeadershipAway(t *testing.T) {
 	stop := feed(c, 4)
 	defer stop()
 	pace(time.Second) // calls in front of the fault
+	t.Cleanup(func() { _ = exec.Command("fsfreeze", "-u", disk(c, leader)).Run() }) // before the stack is stopped, whatever happens
 	command(t, "fsfreeze", "-f", disk(c, leader))
 	frozen := time.Now()
 	c.Eventually(10*time.Second, "a call is accepted without it", func() error {
