@@ -244,8 +244,8 @@ func TestFlippedBitsAreNeverServed(t *testing.T) { // not parallel: heavy
 	for i := range cases {
 		dir := copyDir(t, good)
 		files := []string{filepath.Join(dir, "raft.db")}
-		snapshots, _ := filepath.Glob(filepath.Join(dir, "snapshots", "*", "*"))
-		files = append(files, snapshots...)
+		segments, _ := filepath.Glob(filepath.Join(dir, "log", "*.log"))
+		files = append(append(files, segments...), filepath.Join(dir, snapshotFile))
 		path := files[random.IntN(len(files))]
 		raw, err := os.ReadFile(path)
 		if err != nil {

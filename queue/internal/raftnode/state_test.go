@@ -8,10 +8,10 @@ import (
 	"testing"
 
 	"github.com/hashicorp/raft"
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 
 	"github.com/slimfaas/slimfaas/queue/internal/command"
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
+	"github.com/slimfaas/slimfaas/queue/internal/guard"
 	"github.com/slimfaas/slimfaas/queue/internal/store"
 )
 
@@ -74,7 +74,7 @@ func TestStateThatIsGoneAfterTheLogWasCutIsRefused(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, snapshotFile), damaged, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if s, err := openSnapshots(dir); err == nil {
+		if s, err := openSnapshots(dir, nil); err == nil {
 			t.Fatalf("flipped bit in byte %d: read as %+v", at, s.latest)
 		}
 	}
@@ -197,12 +197,17 @@ func TestAClusterIsRecoveredFromOneNodesStateAndLog(t *testing.T) {
 }
 
 func recoverAlone(config Config) (err error) {
-	log, err := raftboltdb.New(raftboltdb.Options{Path: filepath.Join(config.Dir, "raft.db"), BoltOptions: store.LogOptions()})
+	file, err := openLog(config.Dir, LogSegments)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, log.Close()) }()
-	snapshots, err := openSnapshots(config.Dir)
+	defer func() { err = errors.Join(err, file.Close()) }()
+	disk, err := guard.NewDisk(config.Dir, guard.Limits{Refuse: 85, HandOver: 90}, guard.Stat, config.Log)
+	if err != nil {
+		return err
+	}
+	log := &guardedLog{file: file, disk: disk, watch: guard.NewWatch(writeSlots), damaged: func(error) {}}
+	snapshots, err := openSnapshots(config.Dir, log)
 	if err != nil {
 		return err
 	}
