@@ -20,7 +20,8 @@ var (
 	ErrLostLog    = errors.New("the data directory has lost its raft log")
 )
 
-// bootstrap writes the fixed configuration into a directory without state. Every node writes the same one.
+// bootstrap writes the first configuration into a directory without state, the same one on every node, unless the node waits
+// to be added to a cluster that is there.
 func (n *Node) bootstrap(rc *raft.Config, snapshots raft.SnapshotStore) error {
 	path := filepath.Join(n.config.Dir, markerFile)
 	marker, err := os.ReadFile(path)
@@ -39,6 +40,10 @@ func (n *Node) bootstrap(rc *raft.Config, snapshots raft.SnapshotStore) error {
 		return fmt.Errorf("%s has no raft log although %q has run in it; restore it, or empty the directory if the other "+
 			"nodes have everything: %w", n.config.Dir, marked, ErrLostLog)
 	}
+	if !exists && n.config.Join {
+		n.unmarked = true // there is nothing yet that could be lost
+		return nil
+	}
 	if !exists {
 		if err := raft.BootstrapCluster(rc, n.logStore, n.logStore, snapshots, n.transport, configuration(n.config.Members)); err != nil {
 			return fmt.Errorf("bootstrapping: %w", err)
@@ -52,14 +57,14 @@ func (n *Node) bootstrap(rc *raft.Config, snapshots raft.SnapshotStore) error {
 	return nil
 }
 
-func configuration(members []Member) raft.Configuration {
-	var c raft.Configuration
-	for _, m := range members {
-		c.Servers = append(c.Servers, raft.Server{
-			Suffrage: raft.Voter, ID: raft.ServerID(m.Name), Address: raft.ServerAddress(m.RaftAddress),
-		})
+// mark the directory of a node that joined, once it has anything.
+func (n *Node) mark() {
+	if n.applier.index.wait(n.life, 1) != nil {
+		return
 	}
-	return c
+	if err := writeSynced(filepath.Join(n.config.Dir, markerFile), []byte(n.config.Name+"\n")); err != nil {
+		n.fail(fmt.Errorf("writing the member marker: %w", err))
+	}
 }
 
 func writeSynced(path string, content []byte) (err error) {

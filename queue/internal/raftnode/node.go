@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
@@ -37,17 +38,14 @@ const (
 	stopTimeout = 5 * time.Second
 )
 
-// Member of the fixed configuration; the same list on every node.
-type Member struct {
-	Name        string
-	RaftAddress string // host:port others dial; resolved at each dial
-	Voter       bool   // all are, today
-}
-
 // Config of a node.
 type Config struct {
-	Name    string
+	Name string
+	// Members of a first start, the same list on every node, this one included. Later the log says who is a member, and this
+	// where those are that it lists.
 	Members []Member
+	// Join: a directory without state does not begin a cluster, it waits until it is added to one.
+	Join bool
 	// ListenAddress for the other nodes, host:port. Ignored with Listener.
 	ListenAddress string
 	// Listener takes the place of ListenAddress; the node closes it. Nil: listen.
@@ -82,6 +80,8 @@ type Node struct {
 	applier   *applier
 	batcher   *batcher
 	office    *office
+	unmarked  bool       // it waits to be added
+	changing  sync.Mutex // held while the membership is being changed, I/O included: one change at a time
 
 	done     chan error // buffered: one failure
 	failOnce sync.Once
@@ -125,7 +125,7 @@ func Open(config Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if n.store, err = store.Open(filepath.Join(config.Dir, "state"), snapshots.index()); err != nil {
+	if n.store, err = store.Open(filepath.Join(config.Dir, stateDir), snapshots.index()); err != nil {
 		return nil, fmt.Errorf("opening the store: %w", err)
 	}
 	opened = append(opened, n.store.Close)
@@ -135,12 +135,13 @@ func Open(config Config) (_ *Node, err error) {
 	}
 
 	logger := hclogger(config.Log)
-	stream, err := newStream(n.life, config)
+	where := &addresses{listed: config.Members}
+	stream, err := newStream(n.life, config, where)
 	if err != nil {
 		return nil, err
 	}
 	n.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		ServerAddressProvider: addresses(config.Members),
+		ServerAddressProvider: where,
 		Logger:                logger,
 		Stream:                stream,
 		MaxPool:               connectionsPerPeer,
@@ -149,16 +150,8 @@ func Open(config Config) (_ *Node, err error) {
 	opened = append(opened, n.transport.Close)
 
 	notify := make(chan bool, 16)
-	rc := raft.DefaultConfig()
-	rc.LocalID = raft.ServerID(config.Name)
-	rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = raftTimeout, raftTimeout, raftTimeout
-	rc.MaxAppendEntries = maxAppendEntries
-	rc.SnapshotThreshold = math.MaxUint64 // the keeper decides, by bytes
-	rc.TrailingLogs = uint64(ringSize)
-	rc.NoSnapshotRestoreOnStart = true // the store is at the snapshot's index or later
+	rc := raftConfig(config.Name, logger)
 	rc.NotifyCh = notify
-	rc.Logger = logger
-	rc.NoLegacyTelemetry = true
 
 	if err := n.bootstrap(rc, snapshots); err != nil {
 		return nil, err
@@ -172,14 +165,33 @@ func Open(config Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("starting raft: %w", err)
 	}
+	where.raft.Store(n.raft)
 	n.batcher = newBatcher(n)
 	n.office = newOffice(n)
 	n.background.Go(func() { n.office.watch(notify) })
 	n.background.Go(n.keepSnapshots)
+	if n.unmarked {
+		n.background.Go(n.mark)
+	}
 	for range batchesInFlight {
 		n.background.Go(n.batcher.work)
 	}
 	return n, nil
+}
+
+// raftConfig is the house's.
+func raftConfig(name string, logger hclog.Logger) *raft.Config {
+	rc := raft.DefaultConfig()
+	rc.LocalID = raft.ServerID(name)
+	rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = raftTimeout, raftTimeout, raftTimeout
+	rc.MaxAppendEntries = maxAppendEntries
+	rc.SnapshotThreshold = math.MaxUint64 // the keeper decides, by bytes
+	rc.TrailingLogs = uint64(ringSize)
+	rc.NoSnapshotRestoreOnStart = true // the store is at the snapshot's index or later
+	rc.Logger = logger
+	rc.NoLegacyTelemetry = true
+	rc.ShutdownOnRemove = false // a node that was removed stays, says so, and waits to be stopped (docs/adr/0010-membership.md)
+	return rc
 }
 
 func (c Config) complete() (Config, error) {
@@ -229,7 +241,7 @@ func (n *Node) fail(err error) {
 
 // Transfer hands leadership to another member, if this node has it. Nil when it does not lead any more.
 func (n *Node) Transfer(ctx context.Context) error {
-	if len(n.config.Members) == 1 || n.raft.State() != raft.Leader {
+	if n.voters() == 1 || n.raft.State() != raft.Leader {
 		return nil
 	}
 	answer := make(chan error, 1)
