@@ -184,7 +184,7 @@ func produce(c *cluster.Cluster, callers int) *producer {
 					return
 				case <-time.After(20 * time.Millisecond):
 				}
-				answer, err := cluster.Client.Post(c.URL(0)+"/async-function/f/x", "text/plain", strings.NewReader("call"))
+				answer, err := cluster.Client.Post(c.URL(0)+"/async-function/fun/x", "text/plain", strings.NewReader("call"))
 				if err != nil {
 					p.refused.Add(1)
 					continue
@@ -207,6 +207,16 @@ func produce(c *cluster.Cluster, callers int) *producer {
 	return p
 }
 
+// reach waits for so many accepts.
+func (p *producer) reach(c *cluster.Cluster, n int64) {
+	c.Eventually(20*time.Second, fmt.Sprintf("%d accepted calls", n), func() error {
+		if got := p.count.Load(); got < n {
+			return fmt.Errorf("%d", got)
+		}
+		return nil
+	})
+}
+
 // end the producing and check that every accepted call reached the function.
 func (p *producer) end(t *testing.T, c *cluster.Cluster, r records) {
 	t.Helper()
@@ -214,7 +224,7 @@ func (p *producer) end(t *testing.T, c *cluster.Cluster, r records) {
 	p.wait.Wait()
 	c.Eventually(60*time.Second, "every accepted call has been delivered", func() error {
 		seen := map[string]bool{}
-		for _, l := range r.started(t, "f") {
+		for _, l := range r.started(t, "fun") {
 			seen[l.Header.Get("SlimFaas-Element-Id")] = true
 		}
 		missing := 0
@@ -234,7 +244,7 @@ func (p *producer) end(t *testing.T, c *cluster.Cluster, r records) {
 
 func operated(t *testing.T, queues int) (*cluster.Cluster, records, *operator) {
 	r := newRecords(t)
-	c := cluster.Start(t, cluster.Options{Queues: queues, Functions: r.yaml(fn{name: "f", annotations: map[string]string{"ReplicasMin": "1", "NumberParallelRequest": "32"}})})
+	c := cluster.Start(t, cluster.Options{Queues: queues, Functions: r.yaml(fn{name: "fun", annotations: map[string]string{"ReplicasMin": "1", "NumberParallelRequest": "32"}})})
 	return c, r, newOperator(t, c)
 }
 
@@ -292,12 +302,7 @@ func TestOperateReplacesNodesTheLeaderIncludedUnderLoad(t *testing.T) {
 func TestOperateBacksUpRestoresAndRecoversRealDirectories(t *testing.T) {
 	c, r, o := operated(t, 3)
 	load := produce(c, 4)
-	c.Eventually(20*time.Second, "some calls", func() error {
-		if load.count.Load() < 50 {
-			return fmt.Errorf("%d", load.count.Load())
-		}
-		return nil
-	})
+	load.reach(c, 50)
 	file := filepath.Join(t.TempDir(), "backup")
 	o.must("backup", file) // under load
 	load.end(t, c, r)
@@ -323,7 +328,7 @@ func TestOperateBacksUpRestoresAndRecoversRealDirectories(t *testing.T) {
 		for i := range 3 {
 			name := fmt.Sprintf("queue-%d", i)
 			dir := filepath.Join(c.State, name)
-			if err := os.Rename(dir, dir+".before"); err != nil {
+			if err := os.Rename(dir, filepath.Join(c.State, "before-"+name)); err != nil {
 				t.Fatal(err)
 			}
 			cmd := exec.CommandContext(t.Context(), filepath.Join(cluster.Bin(), "queue"), "restore", file)
@@ -334,6 +339,7 @@ func TestOperateBacksUpRestoresAndRecoversRealDirectories(t *testing.T) {
 		}
 		c.Run()
 		again := produce(c, 2)
+		again.reach(c, 20)
 		if s := o.status(); s.Installation != installation {
 			t.Errorf("the installation is %s, was %s", s.Installation, installation)
 		}
