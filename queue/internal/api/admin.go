@@ -33,7 +33,7 @@ const (
 	backupPart = 256 << 10
 )
 
-// ErrChanged: the membership is not the one a change was decided on; nothing was changed.
+// ErrChanged says that the membership is not the one a change was decided on; nothing was changed.
 var ErrChanged = errors.New("the membership has changed meanwhile")
 
 // Membership of the cluster as a node knows it.

@@ -12,7 +12,7 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// ErrChanged: the membership is not the one the change was decided on; nothing was changed.
+// ErrChanged says that the membership is not the one the change was decided on; nothing was changed.
 var ErrChanged = errors.New("the membership has changed meanwhile")
 
 // Member of the cluster; addresses are host:port, resolved at each dial. API and routes are empty for members that an older

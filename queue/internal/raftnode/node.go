@@ -190,7 +190,7 @@ func raftConfig(name string, logger hclog.Logger) *raft.Config {
 	rc.NoSnapshotRestoreOnStart = true // the store is at the snapshot's index or later
 	rc.Logger = logger
 	rc.NoLegacyTelemetry = true
-	rc.ShutdownOnRemove = false // a node that was removed stays, says so, and waits to be stopped (docs/adr/0010-membership.md)
+	rc.ShutdownOnRemove = false // a node that was removed stays, says so, and waits to be stopped (docs/adr/0011-membership.md)
 	return rc
 }
 
