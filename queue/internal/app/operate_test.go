@@ -56,15 +56,19 @@ func (c *cluster) must(args ...string) string {
 }
 
 // join starts a node that waits to be added.
-func (c *cluster) join(name string) *running {
+func (c *cluster) join(name string, change ...func(*Config)) *running {
 	c.t.Helper()
 	ports := freeAddresses(c.t, 3)
 	c.members = append(c.members, Member{Name: name, RaftAddress: ports[0], APIAddress: ports[1], RoutesAddress: ports[2]})
-	r := c.start(Config{
+	config := Config{
 		Name: name, DataDir: c.t.TempDir(), Members: slices.Clone(c.members), Join: true, SecretsDir: c.secrets,
 		RaftAddress: ports[0], APIAddress: ports[1], RoutesAddress: ports[2],
 		BusAddress: "127.0.0.1:0", AdminAddress: "127.0.0.1:0", Log: testLog(),
-	})
+	}
+	for _, f := range change {
+		f(&config)
+	}
+	r := c.start(config)
 	c.nodes = append(c.nodes, r)
 	return r
 }

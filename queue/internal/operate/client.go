@@ -36,7 +36,7 @@ var errNoLeader = errors.New("no node leads")
 type client struct {
 	http      *http.Client
 	token     string
-	scheme    string // http:// or https://
+	scheme    string   // http:// or https://
 	endpoints []string // to begin with
 }
 
