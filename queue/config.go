@@ -32,7 +32,8 @@ type Config struct {
 type NodeConfig struct {
 	Name       string           `env:"NAME" doc:"Name of this node, one of those in QUEUE_MEMBERS. Empty: the name of the host."`
 	DataDir    string           `env:"DATA_DIR" envDefault:"/data" alias:"SlimData__Directory,SLIMDATA_DIRECTORY" doc:"Directory of the Raft log, the snapshots and the state. One process at a time."`
-	Members    Members          `env:"MEMBERS" doc:"All nodes, the same list on each: comma list of name=host[:raft:api:routes], ports 3262, 3263 and 6222 when left out. Empty: this node alone."`
+	Members    Members          `env:"MEMBERS" doc:"All nodes of the first start, the same list on each: comma list of name=host[:raft:api:routes], ports 3262, 3263 and 6222 when left out. Later the Raft log says who is a member, and this only where those are that it lists. Empty: this node alone."`
+	Join       bool             `env:"JOIN" doc:"With an empty data directory, begin no cluster: wait until 'queue add' adds this node to one. QUEUE_MEMBERS then lists this node and members that are there."`
 	LogStore   raftnode.LogKind `env:"LOG_STORE" envDefault:"bolt" doc:"Where the entries of the Raft log are kept: segments (one fsync for a group of calls) or bolt (two, and more processor time). A log in bolt moves into segments at the start, not back."`
 	SecretsDir string           `env:"SECRETS_DIR" doc:"Directory of the secret files: bus keys, routes password, tokens; ca.crt, tls.crt and tls.key when internal links use TLS (docs/security.md)."`
 }
@@ -103,6 +104,17 @@ func (c *ListenConfig) Validate() error {
 }
 
 // Validate implements settings.Validator.
+func (c *NodeConfig) Validate() error {
+	switch n := len(c.Members); {
+	case c.Join && n < 2:
+		return fmt.Errorf("reading %sMEMBERS: %d members: expected this node and members of the cluster it joins (%sJOIN)", prefix, n, prefix)
+	case !c.Join && n != 0 && n != 1 && n != 3 && n != 5:
+		return fmt.Errorf("reading %sMEMBERS: %d members: expected 1, 3 or 5 (an even number survives no more deaths than one less)", prefix, n)
+	}
+	return nil
+}
+
+// Validate implements settings.Validator.
 func (c *KeepConfig) Validate() error {
 	switch {
 	case c.HistoryAge < 10*time.Minute:
@@ -136,11 +148,6 @@ func (m *Members) UnmarshalText(text []byte) error {
 		}
 		seen[member.Name] = true
 		list = append(list, member)
-	}
-	switch len(list) {
-	case 0, 1, 3, 5:
-	default:
-		return fmt.Errorf("%d members: expected 1, 3 or 5 (an even number survives no more deaths than one less)", len(list))
 	}
 	*m = list
 	return nil

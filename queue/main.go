@@ -14,6 +14,7 @@ import (
 	"github.com/slimfaas/slimfaas/queue/internal/app"
 	"github.com/slimfaas/slimfaas/queue/internal/dispatch"
 	"github.com/slimfaas/slimfaas/queue/internal/guard"
+	"github.com/slimfaas/slimfaas/queue/internal/operate"
 	"github.com/slimfaas/slimfaas/queue/internal/raftnode"
 	"github.com/slimfaas/slimfaas/shared/heap"
 	"github.com/slimfaas/slimfaas/shared/obs"
@@ -29,6 +30,9 @@ const usage = `queue: one node of the SlimFaas queue
                     installation id of the cluster, and the node must not run
   queue version     print the version
   queue config-doc  print the documentation of the configuration
+
+operating a cluster (docs/operations.md; each explains itself with --help):
+
 `
 
 func main() {
@@ -36,7 +40,11 @@ func main() {
 	defer stop()
 	if err := run(ctx, os.Args[1:], os.Environ(), os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "queue:", err)
-		os.Exit(1)
+		code := 1
+		if failure := (operate.Failure{}); errors.As(err, &failure) {
+			code = failure.Code
+		}
+		os.Exit(code)
 	}
 }
 
@@ -61,8 +69,11 @@ func run(ctx context.Context, args, environ []string, out io.Writer) error {
 	case "config-doc":
 		fmt.Fprint(out, settings.Markdown(prefix, &Config{}))
 	case "help", "-h", "--help":
-		fmt.Fprint(out, usage)
+		fmt.Fprint(out, usage+operate.Usage())
 	default:
+		if operate.Known(command) {
+			return runOperation(ctx, args, environ, out)
+		}
 		return fmt.Errorf("%q is no command; `queue --help` lists them", command)
 	}
 	return nil
@@ -106,7 +117,7 @@ func runNode(ctx context.Context, environ []string) error {
 	}
 	log.Info("starting", append([]any{"version", obs.Version}, settings.Effective(&c)...)...)
 	a, err := app.New(ctx, app.Config{
-		Name: c.Node.Name, DataDir: c.Node.DataDir, Members: c.Node.Members, SecretsDir: c.Node.SecretsDir, Insecure: c.Listen.Insecure,
+		Name: c.Node.Name, DataDir: c.Node.DataDir, Members: c.Node.Members, Join: c.Node.Join, SecretsDir: c.Node.SecretsDir, Insecure: c.Listen.Insecure,
 		RaftAddress: c.Listen.Raft, APIAddress: c.Listen.API, BusAddress: c.Listen.Bus, RoutesAddress: c.Listen.Routes,
 		AdminAddress: c.Listen.Admin, Profile: c.Profile, LogStore: c.Node.LogStore,
 		Guard: app.Guard{

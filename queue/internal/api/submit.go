@@ -41,7 +41,7 @@ func (s *Server) Submit(
 		case errors.Is(err, ErrUnknown) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
 			b.answerAll(wire.Code_CODE_UNKNOWN, "handed over, and not known to be committed")
 		case errors.Is(err, ErrNotLeader):
-			return nil, s.notLeader()
+			return nil, s.NotLeader()
 		default:
 			s.config.Log.Warn("proposal refused", "ops", len(b.commands), "err", err)
 			b.answerAll(wire.Code_CODE_UNAVAILABLE, err.Error())

@@ -114,7 +114,7 @@ func TestAMarkerComesBackAndADamagedOneIsRefused(t *testing.T) {
 	if got, found, err := ReadMarker(dir); got != want || !found || err != nil {
 		t.Fatalf("%+v, %v, %v", got, found, err)
 	}
-	path := filepath.Join(dir, markerFile)
+	path := filepath.Join(dir, MarkerFile)
 	good, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)

@@ -10,9 +10,9 @@ import (
 	"strings"
 )
 
-// markerFile says whose directory this is and which log belongs to it. Log stores open a missing or emptied file as an empty
+// MarkerFile in a data directory says whose directory this is and which log belongs to it. Log stores open a missing or emptied file as an empty
 // log without a word, and a blank voter under an old name can vote away what was committed (reliability.md §0.3).
-const markerFile = "member"
+const MarkerFile = "member"
 
 const markerVersion = 1
 
@@ -29,13 +29,16 @@ type Marker struct {
 	Cluster string `json:"cluster,omitempty"`
 	// Epoch counts the starts on this directory. The log's file is written first: it may be one ahead, never behind.
 	Epoch uint64 `json:"epoch"`
-	// Joining: the directory is being filled by the leader; its node has no vote yet.
+	// Joining: the directory is being filled by the leader, and what the others remember of its node is no reproach to it.
 	Joining bool `json:"joining,omitempty"`
+	// Added, with Joining: no node of this name had a vote when the directory was made, so this one has the vote Raft gives it.
+	// Without it the directory stands for a lost one, and its node has no vote before it is filled.
+	Added bool `json:"added,omitempty"`
 }
 
 // ReadMarker gives the marker of a directory, and whether there is one.
 func ReadMarker(dir string) (Marker, bool, error) {
-	raw, err := os.ReadFile(filepath.Join(dir, markerFile))
+	raw, err := os.ReadFile(filepath.Join(dir, MarkerFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return Marker{}, false, nil
 	}
@@ -44,7 +47,7 @@ func ReadMarker(dir string) (Marker, bool, error) {
 	}
 	body, sum, ok := strings.Cut(string(raw), "\n")
 	if !ok || strings.TrimSpace(sum) != checksum(body) {
-		return Marker{}, false, fmt.Errorf("reading the member marker %s: %w", filepath.Join(dir, markerFile), ErrMarker)
+		return Marker{}, false, fmt.Errorf("reading the member marker %s: %w", filepath.Join(dir, MarkerFile), ErrMarker)
 	}
 	var m Marker
 	if err := json.Unmarshal([]byte(body), &m); err != nil {
@@ -63,7 +66,7 @@ func WriteMarker(dir string, m Marker) error {
 	if err != nil {
 		return fmt.Errorf("encoding the member marker: %w", err)
 	}
-	if err := Replace(filepath.Join(dir, markerFile), fmt.Appendf(nil, "%s\n%s\n", body, checksum(string(body)))); err != nil {
+	if err := Replace(filepath.Join(dir, MarkerFile), fmt.Appendf(nil, "%s\n%s\n", body, checksum(string(body)))); err != nil {
 		return fmt.Errorf("writing the member marker: %w", err)
 	}
 	return nil

@@ -17,22 +17,37 @@ type standing int32
 const (
 	// blank: its directory is empty. It takes nothing and has no vote until all others say that they are blank too.
 	blank standing = iota
+	// newcomer: its directory is empty, and it is to be added to a cluster. It takes nothing and has no vote until the leader has
+	// said that no node of its name votes.
+	newcomer
 	// joining: its directory was lost and an operator said so. It takes what the leader sends and has no vote before it has all of it.
 	joining
+	// added: it is new, and so is its directory. It takes what the leader sends, and votes as soon as Raft lets it: there is no
+	// life before this one in which it could have promised anything.
+	added
 	// returning: it has a log. It has no vote before others have said that they remember nothing newer of it.
 	returning
-	// member: it votes.
+	// member: it votes, if it is a voter.
 	member
 )
 
-func (s standing) String() string { return [...]string{"blank", "joining", "returning", "member"}[s] }
+func (s standing) String() string {
+	return [...]string{"blank", "newcomer", "joining", "added", "returning", "member"}[s]
+}
+
+// trusted: what it votes counts. Whether it is a voter is Raft's to know.
+func (s standing) trusted() bool { return s == added || s == member }
+
+// empty: it has nothing and takes nothing.
+func (s standing) empty() bool { return s == blank || s == newcomer }
 
 // Why the gate lets something not pass.
 var (
-	errNoVote = errors.New("this node has no vote yet")
-	errBlank  = errors.New("this node's directory is empty and it takes nothing yet")
-	errMute   = errors.New("a write of this node hangs, it is mute")
-	errHalted = errors.New("this node's disk is full")
+	errNoVote   = errors.New("this node has no vote yet")
+	errBlank    = errors.New("this node's directory is empty and it takes nothing yet")
+	errMute     = errors.New("a write of this node hangs, it is mute")
+	errHalted   = errors.New("this node's disk is full")
+	errStranger = errors.New("the other node is of another cluster")
 )
 
 // gate stands between Raft and the transport. The library asks nobody whether a node may vote, and goes on sending heartbeats
@@ -44,8 +59,10 @@ type gate struct {
 
 	standing atomic.Int32
 	mute     atomic.Bool
-	// leader's last word on what is committed, for a node that joins.
+	// heard is the leader's last word on what is committed, for a node that is filled.
 	heard atomic.Pointer[leaderWord]
+	// caller is the leader that last sent something to a node that waits.
+	caller atomic.Pointer[Member]
 }
 
 // leaderWord is what one append message says of its sender.
@@ -96,38 +113,48 @@ func (g *gate) refuse(message any) (response any, err error) {
 	if g.mute.Load() {
 		return nil, errMute
 	}
+	if from, ok := message.(raft.WithRPCHeader); ok && g.node.peers.stranger(string(from.GetRPCHeader().ID)) {
+		return nil, errStranger
+	}
 	is := g.is()
 	switch m := message.(type) {
 	case *raft.RequestVoteRequest:
-		if is != member {
+		if !is.trusted() {
 			return &raft.RequestVoteResponse{RPCHeader: g.header()}, nil
 		}
 	case *raft.RequestPreVoteRequest:
-		if is != member {
+		if !is.trusted() {
 			return &raft.RequestPreVoteResponse{RPCHeader: g.header()}, nil
 		}
 	case *raft.TimeoutNowRequest:
-		if is != member {
+		if !is.trusted() {
 			return nil, errNoVote
 		}
 	case *raft.AppendEntriesRequest:
 		switch {
-		case is == blank:
+		case is.empty():
+			g.called(m)
 			return nil, errBlank
 		case len(m.Entries) > 0 && g.node.disk.Level() >= guard.Halted:
 			return nil, errHalted
-		case is == joining:
+		case is == joining, is == added:
 			g.heard.Store(&leaderWord{m.Term, m.LeaderCommitIndex})
 		}
 	case *raft.InstallSnapshotRequest:
 		switch {
-		case is == blank:
+		case is.empty():
 			return nil, errBlank
 		case g.node.disk.Level() >= guard.Halted:
 			return nil, errHalted
 		}
 	}
 	return nil, nil
+}
+
+// called by a leader, whom a node that waits asks in turn.
+func (g *gate) called(m *raft.AppendEntriesRequest) {
+	address, _, _ := decodeAddress(raft.ServerAddress(m.Addr))
+	g.caller.Store(&Member{Name: string(m.ID), RaftAddress: address})
 }
 
 func (g *gate) header() raft.RPCHeader {
@@ -140,7 +167,10 @@ func (g *gate) SetHeartbeatHandler(handle func(raft.RPC)) {
 		switch {
 		case g.mute.Load():
 			rpc.Respond(nil, errMute)
-		case g.is() == blank:
+		case g.is().empty():
+			if m, ok := rpc.Command.(*raft.AppendEntriesRequest); ok {
+				g.called(m)
+			}
 			rpc.Respond(nil, errBlank)
 		default:
 			handle(rpc)
@@ -150,7 +180,7 @@ func (g *gate) SetHeartbeatHandler(handle func(raft.RPC)) {
 
 // RequestVote implements raft.Transport.
 func (g *gate) RequestVote(id raft.ServerID, at raft.ServerAddress, q *raft.RequestVoteRequest, a *raft.RequestVoteResponse) error {
-	if err := g.mayStand(); err != nil {
+	if err := g.mayStand(id); err != nil {
 		return err
 	}
 	return g.NetworkTransport.RequestVote(id, at, q, a)
@@ -158,32 +188,35 @@ func (g *gate) RequestVote(id raft.ServerID, at raft.ServerAddress, q *raft.Requ
 
 // RequestPreVote implements raft.WithPreVote.
 func (g *gate) RequestPreVote(id raft.ServerID, at raft.ServerAddress, q *raft.RequestPreVoteRequest, a *raft.RequestPreVoteResponse) error {
-	if err := g.mayStand(); err != nil {
+	if err := g.mayStand(id); err != nil {
 		return err
 	}
 	return g.NetworkTransport.RequestPreVote(id, at, q, a)
 }
 
-func (g *gate) mayStand() error {
+func (g *gate) mayStand(before raft.ServerID) error {
 	switch {
-	case g.is() != member:
+	case !g.is().trusted():
 		return errNoVote
 	case g.node.disk.Level() >= guard.Halted && g.node.peers.anyRoomier():
 		return errHalted
 	}
-	return g.maySend()
+	return g.maySend(before)
 }
 
-func (g *gate) maySend() error {
-	if g.mute.Load() {
+func (g *gate) maySend(to raft.ServerID) error {
+	switch {
+	case g.mute.Load():
 		return errMute
+	case g.node.peers.stranger(string(to)):
+		return errStranger
 	}
 	return nil
 }
 
 // AppendEntries implements raft.Transport.
 func (g *gate) AppendEntries(id raft.ServerID, at raft.ServerAddress, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
-	if err := g.maySend(); err != nil {
+	if err := g.maySend(id); err != nil {
 		return err
 	}
 	return g.NetworkTransport.AppendEntries(id, at, q, a)
@@ -193,7 +226,7 @@ func (g *gate) AppendEntries(id raft.ServerID, at raft.ServerAddress, q *raft.Ap
 func (g *gate) InstallSnapshot(
 	id raft.ServerID, at raft.ServerAddress, q *raft.InstallSnapshotRequest, a *raft.InstallSnapshotResponse, data io.Reader,
 ) error {
-	if err := g.maySend(); err != nil {
+	if err := g.maySend(id); err != nil {
 		return err
 	}
 	return g.NetworkTransport.InstallSnapshot(id, at, q, a, data)
@@ -201,23 +234,24 @@ func (g *gate) InstallSnapshot(
 
 // AppendEntriesPipeline implements raft.Transport.
 func (g *gate) AppendEntriesPipeline(id raft.ServerID, at raft.ServerAddress) (raft.AppendPipeline, error) {
-	if err := g.maySend(); err != nil {
+	if err := g.maySend(id); err != nil {
 		return nil, err
 	}
 	p, err := g.NetworkTransport.AppendEntriesPipeline(id, at)
 	if err != nil {
 		return nil, err
 	}
-	return gatedPipeline{p, g}, nil
+	return gatedPipeline{p, g, id}, nil
 }
 
 type gatedPipeline struct {
 	raft.AppendPipeline
 	gate *gate
+	to   raft.ServerID
 }
 
 func (p gatedPipeline) AppendEntries(q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
-	if err := p.gate.maySend(); err != nil {
+	if err := p.gate.maySend(p.to); err != nil {
 		return nil, err
 	}
 	return p.AppendPipeline.AppendEntries(q, a)

@@ -29,7 +29,7 @@ func GiveUp(dir, name, cluster string) error {
 	case found && marker.Cluster != "" && marker.Cluster != cluster:
 		return fmt.Errorf("%s is of cluster %s: %w", dir, marker.Cluster, ErrForeignDir)
 	}
-	log := filepath.Join(dir, "raft.db")
+	log := filepath.Join(dir, boltFile)
 	if f, err := os.OpenFile(log, os.O_RDWR, 0); err == nil {
 		locked := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		_ = f.Close() // and unlocked
@@ -38,7 +38,7 @@ func GiveUp(dir, name, cluster string) error {
 		}
 	}
 	// The marker goes last: until then the directory is one that lost its log, and refused.
-	for _, name := range []string{"raft.db", "log", snapshotFile, snapshotFile + ".new", "snapshots", "state", peersFile} {
+	for _, name := range []string{boltFile, segmentsDir, snapshotFile, snapshotFile + ".new", "snapshots", stateDir, peersFile} {
 		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
 			return fmt.Errorf("removing what is given up: %w", err)
 		}

@@ -41,7 +41,7 @@ type logFile interface {
 // for those the ballast is given back.
 type guardedLog struct {
 	file  logFile
-	disk  *guard.Disk
+	disk  *guard.Disk // nil where no node runs: there is no ballast to give back
 	watch *guard.Watch
 	// damaged is told of the first thing that fails its checksum: the node must stop before it answers with it.
 	damaged func(error)
@@ -53,7 +53,15 @@ var (
 	_ raft.StableStore       = (*guardedLog)(nil)
 )
 
+// offlineLog is the log of a directory that no node uses.
+func offlineLog(file logFile) *guardedLog {
+	return &guardedLog{file: file, watch: guard.NewWatch(writeSlots), damaged: func(error) {}} // whoever reads is told, too
+}
+
 func (g *guardedLog) write(slot int, f func() error) error {
+	if g.disk == nil {
+		return f()
+	}
 	return g.watch.Slot(slot).Write(func() error { return g.disk.Write(f) })
 }
 

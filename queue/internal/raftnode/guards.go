@@ -33,11 +33,11 @@ func (n *Node) watchWrites() {
 		case hanging && since.IsZero():
 			since = time.Now()
 			n.log.Error("a write to the data directory hangs", "for", longest.String(), "dir", n.config.Dir, "leading", n.IsLeader())
-			if len(n.config.Members) > 1 {
+			if n.voters() > 1 { // else there is nobody who could lead instead
 				n.gate.mute.Store(true)
 				n.office.leave()
 			}
-		case !hanging && !since.IsZero() && longest == 0 && time.Since(since) > muteAtLeast && (len(n.config.Members) == 1 || n.raft.State() != raft.Leader):
+		case !hanging && !since.IsZero() && longest == 0 && time.Since(since) > muteAtLeast && (!n.gate.mute.Load() || n.raft.State() != raft.Leader):
 			n.log.Warn("writes to the data directory come back again", "after", time.Since(since).String())
 			n.gate.mute.Store(false)
 			since = time.Time{}
@@ -63,12 +63,15 @@ func (n *Node) watchDisk() {
 			continue
 		}
 		to := n.peers.roomier()
-		m, ok := n.config.member(to)
-		if !ok {
+		if to == "" {
 			continue // nobody is better off
 		}
+		address, err := n.where.ServerAddr(raft.ServerID(to))
+		if err != nil {
+			continue // it was just removed
+		}
 		n.log.Warn("disk nearly full: handing the leadership over", "to", to, "used_percent", int(n.disk.Space().Used))
-		future := n.raft.LeadershipTransferToServer(raft.ServerID(m.Name), raft.ServerAddress(m.RaftAddress))
+		future := n.raft.LeadershipTransferToServer(raft.ServerID(to), address)
 		if err := future.Error(); err != nil {
 			n.log.Warn("the leadership was not handed over", "to", to, "err", err)
 		}
@@ -100,5 +103,28 @@ func (n *Node) Hanging() time.Duration {
 	return 0
 }
 
-// Votes says whether this node takes part in elections, and if not, why.
-func (n *Node) Votes() (bool, string) { return n.gate.is() == member, n.gate.is().String() }
+// Votes says whether this node takes part in elections, and how it stands among the others.
+func (n *Node) Votes() (votes bool, standing string) {
+	_, votes = n.Member()
+	is := n.gate.is()
+	return votes && is.trusted(), is.String()
+}
+
+// Trusted says whether what this node votes would count, were it a voter; if not, what it waits for.
+func (n *Node) Trusted() (trusted bool, waitsFor string) {
+	switch is := n.gate.is(); is {
+	case blank:
+		return false, "the data directory is empty: waits until all other nodes of the first start are up"
+	case newcomer:
+		return false, "not a member yet: waits for `queue add` at a member"
+	case joining:
+		if known, _ := n.Member(); !known {
+			return false, "the leader has not begun to fill the data directory (has the cluster a member " + n.config.Name + "? `queue members`)"
+		}
+		return false, "the leader fills the data directory"
+	case returning:
+		return false, "waits until most nodes have said that the data directory is not an older copy"
+	default:
+		return true, ""
+	}
+}

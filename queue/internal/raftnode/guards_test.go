@@ -21,6 +21,7 @@ import (
 	"github.com/slimfaas/slimfaas/queue/internal/command"
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
 	"github.com/slimfaas/slimfaas/queue/internal/guard"
+	"github.com/slimfaas/slimfaas/shared/testkit"
 )
 
 // votes waits until every node that is up votes.
@@ -282,7 +283,7 @@ func TestFlippedBitsAreNeverServed(t *testing.T) { // not parallel: heavy
 // the state it serves; empty when it ends instead, with what it said.
 func serveOnce(t *testing.T, config processConfig) (hash, said string) {
 	t.Helper()
-	config.Control = freeAddresses(t, 1)[0]
+	config.Control = testkit.FreeAddresses(t, 1)[0]
 	p := &process{t: t, config: config}
 	encoded, err := json.Marshal(config)
 	if err != nil {

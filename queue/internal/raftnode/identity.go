@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
+	"path/filepath"
 	"runtime/debug"
 
 	"github.com/hashicorp/raft"
@@ -30,13 +32,27 @@ type imprint struct {
 	Epoch     uint64 `json:"epoch"`
 }
 
+// afterFirst is the first epoch of a directory that did not begin empty: a log at epoch 1 is taken for one that was just begun,
+// should the marker be lost.
+const afterFirst = 2
+
 // howToRejoin ends every refusal of a directory.
 func howToRejoin(cluster string) string {
-	if cluster == "" {
-		cluster = "<installation id, as GET /cluster shows it>"
-	}
-	return "To give up what is in it and have this node filled by the others, run `queue rejoin " + cluster +
+	return "To give up what is in it and have this node filled by the others, run `queue rejoin " + idOrHint(cluster) +
 		"` on it, or start it with an empty data directory and QUEUE_REJOIN set to that id (docs/reliability.md)"
+}
+
+// howToJoin ends the refusal of a node that the cluster does not know.
+func howToJoin(name string) string {
+	return "The cluster has no member " + name + ": to add this node under a name that was never used, start it with QUEUE_JOIN=true " +
+		"and an empty data directory, and run `queue add` at a member (docs/operations.md)"
+}
+
+func idOrHint(cluster string) string {
+	if cluster == "" {
+		return "<installation id, as GET /cluster shows it>"
+	}
+	return cluster
 }
 
 func randomID() string {
@@ -52,7 +68,7 @@ func (n *Node) identify(rc *raft.Config) error {
 	if err != nil {
 		return fmt.Errorf("%w. %s", err, howToRejoin(""))
 	}
-	stored, printed, err := n.imprint()
+	stored, printed, err := n.guarded.imprint()
 	if err != nil {
 		return fmt.Errorf("%w. %s", err, howToRejoin(marker.Cluster))
 	}
@@ -60,36 +76,31 @@ func (n *Node) identify(rc *raft.Config) error {
 	if err != nil {
 		return fmt.Errorf("looking for state: %w. %s", err, howToRejoin(marker.Cluster))
 	}
-	refuse := func(err error, format string, args ...any) error {
-		return fmt.Errorf("%s: %w. %s", fmt.Sprintf(format, args...), err, howToRejoin(marker.Cluster))
+	refuse := func(err error) error {
+		return fmt.Errorf("%s: %w. %s", dir, err, howToRejoin(marker.Cluster))
 	}
 	switch {
 	case marked && marker.Node != n.config.Name:
 		return fmt.Errorf("%s belongs to %q, this node is %q: give each node its own directory back: %w", dir, marker.Node, n.config.Name, ErrForeignDir)
-	case !marked && printed && stored.Epoch > 1:
-		return refuse(ErrLostLog, "%s has a raft log and no member marker", dir)
-	case !marked && (printed || exists): // the first start ended before it had written both
-	case !marked:
+	case !marked && !exists:
 		return n.begin(rc)
-	case marker.Joining && marker.Epoch == 0: // GiveUp wrote it
-		n.join()
+	case marked && marker.Joining && marker.Epoch == 0: // GiveUp wrote it
+		n.become(joining)
 		return n.mark(marker)
-	case !printed:
-		return refuse(ErrLostLog, "%s has no raft log although %q has run in it", dir, marker.Node)
-	case stored.Directory != marker.Directory:
-		return refuse(ErrForeignDir, "the raft log in %s is of another directory than the member marker", dir)
-	case stored.Epoch != marker.Epoch && stored.Epoch != marker.Epoch+1:
-		return refuse(ErrOlderCopy, "the raft log in %s is of start %d, the member marker of start %d", dir, stored.Epoch, marker.Epoch)
-	case !exists && !marker.Joining:
-		return refuse(ErrLostLog, "%s has an empty raft log although %q has run in it", dir, marker.Node)
+	}
+	if err := mismatch(marker, marked, stored, printed); err != nil {
+		return refuse(err)
+	}
+	if marked && !exists && !marker.Joining {
+		return refuse(fmt.Errorf("the raft log is empty although %q has run in the directory: %w", marker.Node, ErrLostLog))
 	}
 	if err := n.snapshots.checkSeal(); err != nil {
-		return fmt.Errorf("%w. %s", err, howToRejoin(marker.Cluster))
+		return refuse(err)
 	}
 	if n.peers.began.Commit, n.peers.began.Term, err = n.guarded.verify(n.snapshots); err != nil {
-		return fmt.Errorf("reading the raft log: %w. %s", err, howToRejoin(marker.Cluster))
+		return refuse(fmt.Errorf("reading the raft log: %w", err))
 	}
-	if term, err := n.guarded.GetUint64([]byte("CurrentTerm")); err == nil {
+	if term, err := n.guarded.GetUint64(keyCurrentTerm); err == nil {
 		n.peers.began.Term = max(n.peers.began.Term, term)
 	}
 	marker.Node, marker.Epoch = n.config.Name, max(stored.Epoch, marker.Epoch)
@@ -97,39 +108,62 @@ func (n *Node) identify(rc *raft.Config) error {
 		marker.Directory = stored.Directory
 	}
 	switch {
+	case marker.Added:
+		n.become(added)
 	case marker.Joining:
-		n.join()
-	case len(n.config.Members) == 1:
-		n.gate.become(member)
+		n.become(joining)
 	default:
-		n.gate.become(returning)
+		n.become(returning)
 	}
 	return n.mark(marker)
 }
 
-// begin on an empty directory: alone at once; to be filled when an operator says so; else the others are asked first.
+// mismatch says why marker and imprint are not of one directory, or not of one time. Nil: they agree, or the first start ended
+// before it had written both.
+func mismatch(marker guard.Marker, marked bool, stored imprint, printed bool) error {
+	switch {
+	case !marked && printed && stored.Epoch > 1:
+		return fmt.Errorf("there is a raft log and no member marker: %w", ErrLostLog)
+	case !marked:
+		return nil
+	case !printed:
+		return fmt.Errorf("there is no raft log although %q has run in the directory: %w", marker.Node, ErrLostLog)
+	case stored.Directory != marker.Directory:
+		return fmt.Errorf("the raft log is of another directory than the member marker: %w", ErrForeignDir)
+	case stored.Epoch != marker.Epoch && stored.Epoch != marker.Epoch+1:
+		return fmt.Errorf("the raft log is of start %d, the member marker of start %d: %w", stored.Epoch, marker.Epoch, ErrOlderCopy)
+	}
+	return nil
+}
+
+// begin on an empty directory: to be filled when an operator says so; to be added where there is a cluster; alone at once; else
+// the others are asked first.
 func (n *Node) begin(rc *raft.Config) error {
 	switch {
+	case n.config.Rejoin != "":
+		n.log.Warn("the data directory is empty, and this node was told to rejoin: the leader fills it", "cluster", n.config.Rejoin)
+		n.become(joining)
+		return n.mark(guard.Marker{Node: n.config.Name, Cluster: n.config.Rejoin, Joining: true})
+	case n.config.Join:
+		n.become(newcomer) // nothing is written: there is nothing yet that could be lost
 	case len(n.config.Members) == 1:
 		if err := raft.BootstrapCluster(rc, n.guarded, n.guarded, n.snapshots, n.transport, configuration(n.config.Members)); err != nil {
 			return fmt.Errorf("bootstrapping: %w", err)
 		}
-		n.gate.become(member)
+		n.become(returning)
 		return n.mark(guard.Marker{Node: n.config.Name})
-	case n.config.Rejoin != "":
-		n.log.Warn("the data directory is empty, and this node was told to rejoin: the leader fills it", "cluster", n.config.Rejoin)
-		n.join()
-		return n.mark(guard.Marker{Node: n.config.Name, Cluster: n.config.Rejoin, Joining: true})
 	default:
-		n.gate.become(blank)
-		return nil
+		n.become(blank)
 	}
+	return nil
 }
 
-// join: the others remember this node's lost life, and that is no reproach to this one.
-func (n *Node) join() {
-	n.peers.began = claim{Term: math.MaxUint64, Commit: math.MaxUint64}
-	n.gate.become(joining)
+// become something at the start. While the leader fills a directory, what the others remember of an earlier one is no reproach.
+func (n *Node) become(s standing) {
+	if s == joining || s == added {
+		n.peers.began = claim{Term: math.MaxUint64, Commit: math.MaxUint64}
+	}
+	n.gate.become(s)
 }
 
 // found the cluster: write the fixed configuration, as every other node does, into the empty log.
@@ -145,9 +179,18 @@ func (n *Node) found() error {
 	return nil
 }
 
-// joined: this node has everything, and votes again.
+// enter the cluster as a node that is new in it.
+func (n *Node) enter(cluster string) error {
+	if err := n.mark(guard.Marker{Node: n.config.Name, Cluster: cluster, Joining: true, Added: true}); err != nil {
+		return err
+	}
+	n.become(added)
+	return nil
+}
+
+// joined: this node has everything, and is a member as the others are.
 func (n *Node) joined() error {
-	if err := n.remark(func(m *guard.Marker) { m.Joining = false }); err != nil {
+	if err := n.remark(func(m *guard.Marker) { m.Joining, m.Added = false, false }); err != nil {
 		return err
 	}
 	n.gate.become(member)
@@ -188,16 +231,11 @@ func (n *Node) mark(marker guard.Marker) error {
 	if marker.Directory == "" {
 		marker.Directory = randomID()
 	}
-	if marker.Joining && marker.Epoch == 0 {
-		marker.Epoch = 1 // a log at its first epoch is taken for one that was just begun, should the marker be lost
+	if marker.Epoch++; marker.Joining {
+		marker.Epoch = max(marker.Epoch, afterFirst)
 	}
-	marker.Epoch++
-	raw, err := json.Marshal(imprint{marker.Directory, marker.Epoch})
-	if err != nil {
-		return fmt.Errorf("encoding the log's imprint: %w", err)
-	}
-	if err := n.guarded.Set(imprintKey, raw); err != nil {
-		return fmt.Errorf("writing the log's imprint: %w", err)
+	if err := n.guarded.print(marker); err != nil {
+		return err
 	}
 	write := func() error { return guard.WriteMarker(n.config.Dir, marker) }
 	if err := n.disk.Write(write); err != nil {
@@ -207,8 +245,33 @@ func (n *Node) mark(marker guard.Marker) error {
 	return nil
 }
 
-func (n *Node) imprint() (i imprint, found bool, err error) {
-	raw, err := n.guarded.Get(imprintKey)
+// renew makes what an operator has put into a directory a directory of its own: nothing that is kept of the one it came from
+// fits it, and it has heard nothing from others yet.
+func renew(dir string, log *guardedLog, marker guard.Marker) error {
+	if err := os.RemoveAll(filepath.Join(dir, peersFile)); err != nil {
+		return fmt.Errorf("forgetting the other nodes: %w", err)
+	}
+	marker.Directory, marker.Epoch = randomID(), afterFirst
+	if err := log.print(marker); err != nil {
+		return err
+	}
+	return guard.WriteMarker(dir, marker)
+}
+
+// print what the marker says into the log's file.
+func (g *guardedLog) print(m guard.Marker) error {
+	raw, err := json.Marshal(imprint{m.Directory, m.Epoch})
+	if err != nil {
+		return fmt.Errorf("encoding the log's imprint: %w", err)
+	}
+	if err := g.Set(imprintKey, raw); err != nil {
+		return fmt.Errorf("writing the log's imprint: %w", err)
+	}
+	return nil
+}
+
+func (g *guardedLog) imprint() (i imprint, found bool, err error) {
+	raw, err := g.Get(imprintKey)
 	if errors.Is(err, raftboltdb.ErrKeyNotFound) {
 		return i, false, nil
 	}
@@ -219,16 +282,6 @@ func (n *Node) imprint() (i imprint, found bool, err error) {
 		return i, false, fmt.Errorf("decoding the log's imprint: %w", err)
 	}
 	return i, true, nil
-}
-
-func configuration(members []Member) raft.Configuration {
-	var c raft.Configuration
-	for _, m := range members {
-		c.Servers = append(c.Servers, raft.Server{
-			Suffrage: raft.Voter, ID: raft.ServerID(m.Name), Address: raft.ServerAddress(m.RaftAddress),
-		})
-	}
-	return c
 }
 
 // startRaft starts Raft, which panics over a log that it cannot read.

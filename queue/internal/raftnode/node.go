@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
@@ -39,17 +40,14 @@ const (
 	stopTimeout = 5 * time.Second
 )
 
-// Member of the fixed configuration; the same list on every node.
-type Member struct {
-	Name        string
-	RaftAddress string // host:port others dial; resolved at each dial
-	Voter       bool   // all are, today
-}
-
 // Config of a node.
 type Config struct {
-	Name    string
+	Name string
+	// Members of a first start, the same list on every node, this one included. Later the log says who is a member, and this
+	// where those are that it lists.
 	Members []Member
+	// Join: a directory without state does not begin a cluster, it waits until it is added to one.
+	Join bool
 	// ListenAddress for the other nodes, host:port. Ignored with Listener.
 	ListenAddress string
 	// Listener takes the place of ListenAddress; the node closes it. Nil: listen.
@@ -101,11 +99,12 @@ type Node struct {
 	peers     *peers
 	lifeID    string // random, of this Open
 	marker    atomic.Pointer[guard.Marker]
-	marking   sync.Mutex                // held while the marker is changed
-	running   atomic.Pointer[raft.Raft] // raft, once it runs
+	marking   sync.Mutex // held while the marker is changed
+	where     *addresses
 	applier   *applier
 	batcher   *batcher
 	office    *office
+	changing  sync.Mutex // held while the membership is being changed, I/O included: one change at a time
 
 	done     chan error // buffered: one failure
 	failOnce sync.Once
@@ -118,7 +117,7 @@ type Node struct {
 }
 
 // Open starts the node: the state on disk, then the log above it as far as the cluster has committed it. A directory without state
-// bootstraps the fixed configuration; one that lost its log is refused.
+// begins the cluster of the configuration together with the others, or waits to be added to one; one that lost its log is refused.
 func Open(config Config) (_ *Node, err error) {
 	config, err = config.complete()
 	if err != nil {
@@ -158,7 +157,7 @@ func Open(config Config) (_ *Node, err error) {
 	if n.snapshots, err = openSnapshots(config.Dir, n.guarded); err != nil {
 		return nil, fmt.Errorf("%w. %s", err, howToRejoin(""))
 	}
-	if n.store, err = store.Open(filepath.Join(config.Dir, "state"), n.snapshots.index()); err != nil {
+	if n.store, err = store.Open(filepath.Join(config.Dir, stateDir), n.snapshots.index()); err != nil {
 		return nil, fmt.Errorf("opening the store: %w. %s", err, howToRejoin(""))
 	}
 	opened = append(opened, n.store.Close)
@@ -168,12 +167,13 @@ func Open(config Config) (_ *Node, err error) {
 	}
 
 	logger := hclogger(config.Log)
-	stream, err := newStream(n.life, config)
+	n.where = &addresses{listed: config.Members}
+	stream, err := newStream(n.life, config, n.where)
 	if err != nil {
 		return nil, err
 	}
 	n.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		ServerAddressProvider: addresses(config.Members),
+		ServerAddressProvider: n.where,
 		Logger:                logger,
 		Stream:                stream,
 		MaxPool:               connectionsPerPeer,
@@ -183,16 +183,8 @@ func Open(config Config) (_ *Node, err error) {
 	n.gate = newGate(n, n.transport)
 
 	notify := make(chan bool, 16)
-	rc := raft.DefaultConfig()
-	rc.LocalID = raft.ServerID(config.Name)
-	rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = raftTimeout, raftTimeout, raftTimeout
-	rc.MaxAppendEntries = maxAppendEntries
-	rc.SnapshotThreshold = math.MaxUint64 // the keeper decides, by bytes
-	rc.TrailingLogs = uint64(ringSize)
-	rc.NoSnapshotRestoreOnStart = true // the store is at the snapshot's index or later
+	rc := raftConfig(config.Name, logger)
 	rc.NotifyCh = notify
-	rc.Logger = logger
-	rc.NoLegacyTelemetry = true
 
 	n.peers = newPeers(n)
 	if err := n.identify(rc); err != nil {
@@ -206,17 +198,14 @@ func Open(config Config) (_ *Node, err error) {
 	if n.raft, err = startRaft(rc, n.applier, cache, n.guarded, n.snapshots, n.gate); err != nil {
 		return nil, err
 	}
-	n.running.Store(n.raft)
+	n.where.raft.Store(n.raft)
+	n.peers.know(n.peers.others())
 	n.batcher = newBatcher(n)
 	n.office = newOffice(n)
 	n.background.Go(func() { n.gate.pass(n.life) })
 	n.background.Go(func() { n.peers.rise(n.life) })
 	n.background.Go(func() { n.peers.keep(n.life) })
-	for _, m := range config.Members {
-		if m.Name != config.Name {
-			n.background.Go(func() { n.peers.ask(n.life, m) })
-		}
-	}
+	n.background.Go(func() { n.peers.meet(n.life) })
 	n.background.Go(n.watchWrites)
 	n.background.Go(n.watchDisk)
 	n.background.Go(func() { n.office.watch(notify) })
@@ -225,6 +214,21 @@ func Open(config Config) (_ *Node, err error) {
 		n.background.Go(n.batcher.work)
 	}
 	return n, nil
+}
+
+// raftConfig is the house's.
+func raftConfig(name string, logger hclog.Logger) *raft.Config {
+	rc := raft.DefaultConfig()
+	rc.LocalID = raft.ServerID(name)
+	rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = raftTimeout, raftTimeout, raftTimeout
+	rc.MaxAppendEntries = maxAppendEntries
+	rc.SnapshotThreshold = math.MaxUint64 // the keeper decides, by bytes
+	rc.TrailingLogs = uint64(ringSize)
+	rc.NoSnapshotRestoreOnStart = true // the store is at the snapshot's index or later
+	rc.Logger = logger
+	rc.NoLegacyTelemetry = true
+	rc.ShutdownOnRemove = false // a node that was removed stays, says so, and waits to be stopped (docs/adr/0011-membership.md)
+	return rc
 }
 
 func (c Config) complete() (Config, error) {
@@ -286,7 +290,7 @@ func (n *Node) fail(err error) {
 
 // Transfer hands leadership to another member, if this node has it. Nil when it does not lead any more.
 func (n *Node) Transfer(ctx context.Context) error {
-	if len(n.config.Members) == 1 || n.raft.State() != raft.Leader {
+	if n.voters() == 1 || n.raft.State() != raft.Leader {
 		return nil
 	}
 	answer := make(chan error, 1)

@@ -3,10 +3,11 @@ package raftnode
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,6 +21,8 @@ const (
 	// askEvery other node while all is well, and askSoon while this node has no vote.
 	askEvery = time.Second
 	askSoon  = 50 * time.Millisecond
+	// meetEvery is how often the membership is looked at for nodes to ask.
+	meetEvery = 100 * time.Millisecond
 	// keepEvery is how often what the others have said is written down.
 	keepEvery = 5 * time.Second
 	// joinAtLeast this long a node is filled before it votes: what its lost life had acknowledged has reached the leader by then.
@@ -52,6 +55,8 @@ type word struct {
 	UnixMs      int64   `json:"unix_ms"`
 	// Known is what the answering node remembers of the asking one from its lives before. In answers.
 	Known claim `json:"known"`
+	// Asker is what the asking node is in the newest membership the answering one knows of. In answers.
+	Asker suffrage `json:"asker,omitempty"`
 }
 
 // recollection of a node, kept across restarts.
@@ -75,42 +80,71 @@ type peer struct {
 	wasBlank  bool // said so in this life of ours
 	seen      bool // has answered in this life of ours
 	confirmed bool // remembers nothing newer of us
+	stranger  bool // says that it is of another cluster
 	last      word
 	skew      time.Duration
 	skewed    bool
 }
 
-// peers is what this node and the others know of each other.
+// peers is what this node and the other members know of each other. Who they are is the membership's to say: see addresses.members.
 type peers struct {
 	node  *Node
 	began claim // of this node when it started, Commit being its last entry
 
 	mu    sync.Mutex // guards all below
 	by    map[string]*peer
+	kept  map[string]recollection // of an earlier life, of nodes that are not met yet: they may be in entries still to come
 	dirty bool
 }
 
 func newPeers(n *Node) *peers {
-	p := &peers{node: n, by: map[string]*peer{}}
-	for _, m := range n.config.Members {
-		if m.Name != n.config.Name {
-			p.by[m.Name] = &peer{}
-		}
-	}
+	p := &peers{node: n, by: map[string]*peer{}, kept: map[string]recollection{}}
 	raw, err := os.ReadFile(p.path())
 	if err != nil {
 		return p
 	}
-	kept := map[string]recollection{}
-	if err := json.Unmarshal(raw, &kept); err != nil {
+	if err := json.Unmarshal(raw, &p.kept); err != nil {
 		n.log.Warn("what the other nodes said before cannot be read; they will say it again", "err", err)
 	}
-	for name, m := range kept {
-		if other := p.by[name]; other != nil {
-			other.recollection = m
+	return p
+}
+
+// others are the members but this node, voters or not.
+func (p *peers) others() []Member {
+	return slices.DeleteFunc(p.node.where.members(), func(m Member) bool { return m.Name == p.node.config.Name })
+}
+
+// electorate: the other voters, and how many of all voters, this node included if it is one, are a majority.
+func (p *peers) electorate() (others []string, majority int) {
+	voters := 0
+	for _, m := range p.node.where.members() {
+		if !m.Voter {
+			continue
+		}
+		voters++
+		if m.Name != p.node.config.Name {
+			others = append(others, m.Name)
 		}
 	}
-	return p
+	return others, voters/2 + 1
+}
+
+// know these others, and forget those who are members no more: what a removed node remembers, or was heard to say, binds nobody.
+func (p *peers) know(others []Member) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for name := range p.by {
+		if !slices.ContainsFunc(others, func(m Member) bool { return m.Name == name }) {
+			delete(p.by, name)
+			p.dirty = true
+		}
+	}
+	for _, m := range others {
+		if p.by[m.Name] == nil {
+			p.by[m.Name] = &peer{recollection: p.kept[m.Name]}
+			delete(p.kept, m.Name)
+		}
+	}
 }
 
 func (p *peers) path() string { return filepath.Join(p.node.config.Dir, peersFile) }
@@ -123,7 +157,7 @@ func (p *peers) own() word {
 		Cluster: n.cluster(), Standing: n.gate.is().String(), DiskPercent: space.Used, DiskLevel: uint8(n.disk.Level()),
 		UnixMs: n.config.Clock().UnixMilli(), Life: n.lifeID,
 	}
-	if r := n.running.Load(); r != nil {
+	if r := n.where.raft.Load(); r != nil {
 		w.claim = claim{Term: r.CurrentTerm(), Commit: r.CommitIndex()}
 	}
 	return w
@@ -132,10 +166,11 @@ func (p *peers) own() word {
 // answer a question of another node.
 func (p *peers) answer(q *raft.RequestPreVoteRequest) *raft.RequestPreVoteResponse {
 	own := p.own()
+	own.Asker = p.node.where.suffrage(string(q.ID))
 	var said word
 	if err := json.Unmarshal(q.Addr, &said); err == nil {
 		p.mu.Lock()
-		if other := p.by[string(q.ID)]; other != nil {
+		if other := p.by[string(q.ID)]; other != nil && !said.strange(own) {
 			own.Known = other.known(said.Life)
 			p.note(other, said)
 		}
@@ -165,65 +200,150 @@ func (w word) untouched() bool {
 	return w.Standing == blank.String() || w.Standing == returning.String() && w.Term <= 1 && w.Commit <= 1
 }
 
-// ask one node until the node's life ends.
-func (p *peers) ask(life context.Context, m Member) {
+// strange: the two are known to be of different clusters.
+func (w word) strange(other word) bool {
+	return w.Cluster != "" && other.Cluster != "" && w.Cluster != other.Cluster
+}
+
+// meet the others: ask each from the moment on that this node knows of it until it is a member no more, or the node's life ends.
+func (p *peers) meet(life context.Context) {
+	asked := map[string]context.CancelFunc{}
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	tick := time.NewTicker(meetEvery)
+	defer tick.Stop()
 	for {
-		if err := p.askOnce(m); err != nil && life.Err() == nil {
-			p.node.log.Debug("node did not answer", "peer", m.Name, "err", err)
+		others := p.others()
+		p.know(others)
+		for name, end := range asked {
+			if !slices.ContainsFunc(others, func(m Member) bool { return m.Name == name }) {
+				end()
+				delete(asked, name)
+			}
+		}
+		for _, m := range others {
+			if asked[m.Name] == nil {
+				membership, end := context.WithCancel(life)
+				asked[m.Name] = end
+				asking.Go(func() {
+					defer end()
+					p.ask(membership, m.Name)
+				})
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-life.Done():
+			return
+		}
+	}
+}
+
+// ask one node as long as it is a member.
+func (p *peers) ask(membership context.Context, name string) {
+	for {
+		if err := p.askOnce(name); err != nil && membership.Err() == nil {
+			p.node.log.Debug("node did not answer", "peer", name, "err", err)
 		}
 		pause := askEvery
-		if p.node.gate.is() != member {
+		if is := p.node.gate.is(); is != member && is != newcomer { // what it waits for is not the others' to say
 			pause = askSoon
 		}
 		timer := time.NewTimer(pause)
 		select {
 		case <-timer.C:
-		case <-life.Done():
+		case <-membership.Done():
 			timer.Stop()
 			return
 		}
 	}
 }
 
-func (p *peers) askOnce(m Member) error {
-	own := p.own()
-	began := p.node.config.Clock()
+// question another node, wherever it is.
+func (p *peers) question(m Member, own word) (said word, err error) {
 	header := p.node.gate.header()
 	header.Addr, _ = json.Marshal(own) // of plain fields: cannot fail
 	var response raft.RequestPreVoteResponse
-	err := p.node.gate.NetworkTransport.RequestPreVote(raft.ServerID(m.Name), raft.ServerAddress(m.RaftAddress),
+	err = p.node.gate.NetworkTransport.RequestPreVote(raft.ServerID(m.Name), raft.ServerAddress(m.RaftAddress),
 		&raft.RequestPreVoteRequest{RPCHeader: header}, &response)
+	if err != nil {
+		return said, err // the library names the step
+	}
+	if err := json.Unmarshal(response.Addr, &said); err != nil {
+		return said, fmt.Errorf("reading the answer: %w", err)
+	}
+	return said, nil
+}
+
+func (p *peers) askOnce(name string) error {
+	address, err := p.node.where.ServerAddr(raft.ServerID(name))
+	if err != nil {
+		return err
+	}
+	own := p.own()
+	began := p.node.config.Clock()
+	said, err := p.question(Member{Name: name, RaftAddress: string(address)}, own)
 	if err != nil {
 		return err
 	}
 	took := p.node.config.Clock().Sub(began)
-	var said word
-	if err := json.Unmarshal(response.Addr, &said); err != nil {
-		return fmt.Errorf("reading the answer: %w", err)
-	}
-	if own.Cluster != "" && said.Cluster != "" && own.Cluster != said.Cluster {
-		p.node.fail(fmt.Errorf("%s is of cluster %s, %s says this is cluster %s: %w", p.node.config.Dir, own.Cluster, m.Name, said.Cluster, ErrForeignDir))
+	if said.strange(own) {
+		p.estrange(name, own.Cluster, said.Cluster)
 		return nil
 	}
-	if is := p.node.gate.is(); (is == returning || is == member) && own.Standing != blank.String() && p.newer(said.Known) {
+	if is := p.node.gate.is(); (is == returning || is == member) && !own.untold() && p.newer(said.Known) {
 		p.node.fail(fmt.Errorf("%s ends at entry %d of term %d, and %s remembers that %q had come to entry %d and term %d: %w. %s",
-			p.node.config.Dir, p.began.Commit, p.began.Term, m.Name, p.node.config.Name, said.Known.Commit, said.Known.Term, ErrOlderCopy, howToRejoin(said.Cluster)))
+			p.node.config.Dir, p.began.Commit, p.began.Term, name, p.node.config.Name, said.Known.Commit, said.Known.Term, ErrOlderCopy, howToRejoin(said.Cluster)))
 		return nil
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	other := p.by[m.Name]
+	other := p.by[name]
+	if other == nil {
+		return nil // it was removed meanwhile
+	}
 	p.note(other, said)
-	other.last, other.seen = said, true
-	other.confirmed = other.confirmed || own.Standing != blank.String()
+	other.last, other.seen, other.stranger = said, true, false
+	other.confirmed = other.confirmed || !own.untold()
 	other.skew = time.UnixMilli(said.UnixMs).Sub(began.Add(took / 2))
 	if skewed := other.skew.Abs() > maxSkew+took/2; skewed != other.skewed {
 		other.skewed = skewed
 		if skewed {
-			p.node.log.Warn("clocks of two nodes differ: schedules of calls move by as much when the leader changes", "peer", m.Name, "skew", other.skew.String())
+			p.node.log.Warn("clocks of two nodes differ: schedules of calls move by as much when the leader changes", "peer", name, "skew", other.skew.String())
 		}
 	}
 	return nil
+}
+
+// untold: its node had nothing when it said this, so what it was answered says nothing of what it has.
+func (w word) untold() bool { return w.Standing == blank.String() || w.Standing == newcomer.String() }
+
+// estrange a node that says that it is of another cluster: nothing is taken from it or sent to it. Where most others say so, this
+// node is the one that is wrong.
+func (p *peers) estrange(name, own, says string) {
+	p.mu.Lock()
+	other := p.by[name]
+	told := other != nil && other.stranger
+	if other != nil {
+		other.stranger, other.confirmed = true, false
+	}
+	p.mu.Unlock()
+	if others, _ := p.electorate(); 2*p.count(func(o *peer) bool { return o.stranger }) > len(others) {
+		p.node.fail(fmt.Errorf("%s is of cluster %s, %s says this is cluster %s: %w", p.node.config.Dir, own, name, says, ErrForeignDir))
+		return
+	}
+	if !told {
+		p.node.log.Error("a member is of another cluster: nothing is taken from it or sent to it. Give it its own data directory back, or have it rejoin",
+			"peer", name, "cluster", own, "says", says)
+	}
+}
+
+// stranger says whether a node has said that it is of another cluster.
+func (p *peers) stranger(name string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	other := p.by[name]
+	return other != nil && other.stranger
 }
 
 // newer than what this node had when it started.
@@ -231,120 +351,42 @@ func (p *peers) newer(known claim) bool {
 	return known.Commit > p.began.Commit || known.Term > p.began.Term
 }
 
-// rise from one standing to the next, until this node is a member.
-func (p *peers) rise(life context.Context) {
-	tick := time.NewTicker(askSoon / 2)
-	defer tick.Stop()
-	began := time.Now()
-	var filledSince time.Time
-	told := false
-	for p.node.gate.is() != member {
-		select {
-		case <-tick.C:
-		case <-life.Done():
-			return
-		}
-		var err error
-		switch p.node.gate.is() {
-		case blank:
-			err = p.form()
-		case returning:
-			if p.count(func(o *peer) bool { return o.confirmed })+1 >= p.majority() {
-				p.node.gate.become(member)
-			}
-		case joining:
-			if filledSince.IsZero() && p.node.gate.heard.Load() != nil {
-				filledSince = time.Now()
-			}
-			if !filledSince.IsZero() && time.Since(filledSince) >= joinAtLeast && p.filled() {
-				err = p.node.joined()
-			}
-		}
-		if err != nil {
-			p.node.fail(err)
-			return
-		}
-		if !told && time.Since(began) > 5*time.Second {
-			told = true
-			p.node.log.Warn("this node has no vote yet", "standing", p.node.gate.is().String(), "answered", p.count(func(o *peer) bool { return o.seen }), "others", len(p.by))
-		}
-	}
-	p.node.log.Info("this node votes", "after", time.Since(began).String())
-}
-
-func (p *peers) majority() int { return (len(p.by)+1)/2 + 1 }
-
+// count the other voters of whom something holds.
 func (p *peers) count(what func(*peer) bool) (n int) {
+	others, _ := p.electorate()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, other := range p.by {
-		if what(other) {
+	for _, name := range others {
+		if other := p.by[name]; other != nil && what(other) {
 			n++
 		}
 	}
 	return n
 }
 
-// form the cluster, once it is certain that there is none: of the others so many are blank that no majority can have
-// committed anything. That takes all of three nodes, four of five.
-func (p *peers) form() error {
-	need := len(p.by) + 2 - p.majority()
-	blanks := p.count(func(o *peer) bool { return o.wasBlank })
-	if blanks >= need {
-		return p.node.found()
-	}
-	silent := p.count(func(o *peer) bool { return !o.seen && !o.wasBlank })
-	if blanks+silent >= need {
-		return nil
-	}
-	cluster := ""
-	p.mu.Lock()
-	for _, other := range p.by {
-		if other.last.Cluster != "" {
-			cluster = other.last.Cluster
-		}
-	}
-	p.mu.Unlock()
-	return fmt.Errorf("%s is empty, and the other nodes are a cluster already: %w. %s", p.node.config.Dir, ErrLostLog, howToRejoin(cluster))
-}
-
-// filled: this node has everything the leader had committed, something of the leader's own term among it. Before that a new
-// leader does not know what is committed.
-func (p *peers) filled() bool {
-	heard := p.node.gate.heard.Load()
-	r := p.node.running.Load()
-	if heard == nil || heard.commit == 0 || r == nil || r.AppliedIndex() < heard.commit {
-		return false
-	}
-	var l raft.Log
-	err := p.node.guarded.GetLog(heard.commit, &l)
-	if errors.Is(err, raft.ErrLogNotFound) {
-		index, term, snapshotErr := newestSnapshot(p.node.snapshots)
-		return snapshotErr == nil && index == heard.commit && term == heard.term
-	}
-	return err == nil && l.Term == heard.term
-}
-
 // anyRoomier says whether another node answers whose disk is not nearly full.
 func (p *peers) anyRoomier() bool { return p.roomier() != "" }
 
-// roomier is a node to hand over to: one whose disk has the most room, below the hand-over; empty: none.
+// roomier is a node to hand over to: a voter whose disk has the most room, below the hand-over; empty: none.
 func (p *peers) roomier() (name string) {
+	others, _ := p.electorate()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	best := 101.0
-	for other, state := range p.by {
-		if state.seen && state.last.Standing == member.String() && guard.Level(state.last.DiskLevel) < guard.HandOver && state.last.DiskPercent < best {
+	for _, other := range others {
+		state := p.by[other]
+		if state != nil && state.seen && state.last.Standing == member.String() && guard.Level(state.last.DiskLevel) < guard.HandOver && state.last.DiskPercent < best {
 			name, best = other, state.last.DiskPercent
 		}
 	}
 	return name
 }
 
-// short of room are so many of the others that no majority has any.
+// short of room are so many of the other voters that no majority has any. This node has: it asks itself first.
 func (p *peers) short() bool {
+	others, majority := p.electorate()
 	full := p.count(func(o *peer) bool { return o.seen && guard.Level(o.last.DiskLevel) >= guard.Refusing })
-	return len(p.by)+1-full < p.majority()
+	return len(others)+1-full < majority
 }
 
 // keep what the others say, until the node's life ends.
@@ -368,7 +410,7 @@ func (p *peers) save() {
 	p.mu.Lock()
 	dirty := p.dirty
 	p.dirty = false
-	kept := map[string]recollection{}
+	kept := maps.Clone(p.kept)
 	for name, other := range p.by {
 		kept[name] = other.recollection
 	}

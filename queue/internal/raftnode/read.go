@@ -108,13 +108,3 @@ func (n *Node) LastContact() time.Duration {
 
 // Name of this node.
 func (n *Node) Name() string { return n.config.Name }
-
-// Members of the fixed configuration.
-func (n *Node) Members() []Member {
-	members := make([]Member, len(n.config.Members))
-	for i, m := range n.config.Members {
-		m.Voter = true
-		members[i] = m
-	}
-	return members
-}

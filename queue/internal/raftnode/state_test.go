@@ -7,11 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/hashicorp/raft"
-
 	"github.com/slimfaas/slimfaas/queue/internal/command"
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
-	"github.com/slimfaas/slimfaas/queue/internal/guard"
 	"github.com/slimfaas/slimfaas/queue/internal/store"
 )
 
@@ -176,12 +173,9 @@ func TestAClusterIsRecoveredFromOneNodesStateAndLog(t *testing.T) {
 		c.kill(i)
 	}
 	// As the offline sub-command: node 0 is the whole cluster from now on.
-	config := c.configs[0]
-	config.Members = config.Members[:1]
-	if err := recoverAlone(config); err != nil {
+	if _, err := Recover(c.configs[0].Dir, Member{}, c.configs[0].Log); err != nil {
 		t.Fatal(err)
 	}
-	c.configs[0] = config
 	n := c.start(0)
 	eventually(t, "office alone", n.InOffice)
 	for i := range uint64(20) {
@@ -194,35 +188,6 @@ func TestAClusterIsRecoveredFromOneNodesStateAndLog(t *testing.T) {
 	if _, _, err := n.Propose(t.Context(), accept(21, nil)); err != nil {
 		t.Fatal(err)
 	}
-}
-
-func recoverAlone(config Config) (err error) {
-	file, err := openLog(config.Dir, LogSegments)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, file.Close()) }()
-	disk, err := guard.NewDisk(config.Dir, guard.Limits{Refuse: 85, HandOver: 90}, guard.Stat, config.Log)
-	if err != nil {
-		return err
-	}
-	log := &guardedLog{file: file, disk: disk, watch: guard.NewWatch(writeSlots), damaged: func(error) {}}
-	snapshots, err := openSnapshots(config.Dir, log)
-	if err != nil {
-		return err
-	}
-	if snapshots.store, err = store.Open(filepath.Join(config.Dir, "state"), snapshots.index()); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, snapshots.store.Close()) }()
-	a, err := newApplier(snapshots.store, config.Log, func(error) {})
-	if err != nil {
-		return err
-	}
-	rc := raft.DefaultConfig()
-	rc.LocalID, rc.Logger = raft.ServerID(config.Name), hclogger(config.Log)
-	_, transport := raft.NewInmemTransport("")
-	return raft.RecoverCluster(rc, a, log, log, snapshots, transport, configuration(config.Members))
 }
 
 func TestHashesAreEqualAtEqualIndex(t *testing.T) {
