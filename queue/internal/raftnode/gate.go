@@ -47,6 +47,7 @@ var (
 	errBlank    = errors.New("this node's directory is empty and it takes nothing yet")
 	errMute     = errors.New("a write of this node hangs, it is mute")
 	errHalted   = errors.New("this node's disk is full")
+	errAlone    = errors.New("this node has a cluster of its own, and no other member")
 	errStranger = errors.New("the other node is of another cluster")
 )
 
@@ -61,7 +62,7 @@ type gate struct {
 	mute     atomic.Bool
 	// heard is the leader's last word on what is committed, for a node that is filled.
 	heard atomic.Pointer[leaderWord]
-	// caller is the leader that last sent something to a node that waits.
+	// caller is the leader that last sent something to a node that takes nothing.
 	caller atomic.Pointer[Member]
 }
 
@@ -135,15 +136,20 @@ func (g *gate) refuse(message any) (response any, err error) {
 		case is.empty():
 			g.called(m)
 			return nil, errBlank
+		case g.node.alone():
+			g.called(m)
+			return nil, errAlone
 		case len(m.Entries) > 0 && g.node.disk.Level() >= guard.Halted:
 			return nil, errHalted
-		case is == joining, is == added:
+		case m.LeaderCommitIndex > 0 && (is == joining || is == added): // a heartbeat says nothing of it
 			g.heard.Store(&leaderWord{m.Term, m.LeaderCommitIndex})
 		}
 	case *raft.InstallSnapshotRequest:
 		switch {
 		case is.empty():
 			return nil, errBlank
+		case g.node.alone():
+			return nil, errAlone
 		case g.node.disk.Level() >= guard.Halted:
 			return nil, errHalted
 		}
@@ -151,7 +157,7 @@ func (g *gate) refuse(message any) (response any, err error) {
 	return nil, nil
 }
 
-// called by a leader, whom a node that waits asks in turn.
+// called by a leader, which is asked in turn.
 func (g *gate) called(m *raft.AppendEntriesRequest) {
 	address, _, _ := decodeAddress(raft.ServerAddress(m.Addr))
 	g.caller.Store(&Member{Name: string(m.ID), RaftAddress: address})
@@ -164,17 +170,11 @@ func (g *gate) header() raft.RPCHeader {
 // SetHeartbeatHandler implements raft.Transport: heartbeats go past Consumer.
 func (g *gate) SetHeartbeatHandler(handle func(raft.RPC)) {
 	g.NetworkTransport.SetHeartbeatHandler(func(rpc raft.RPC) {
-		switch {
-		case g.mute.Load():
-			rpc.Respond(nil, errMute)
-		case g.is().empty():
-			if m, ok := rpc.Command.(*raft.AppendEntriesRequest); ok {
-				g.called(m)
-			}
-			rpc.Respond(nil, errBlank)
-		default:
-			handle(rpc)
+		if response, err := g.refuse(rpc.Command); response != nil || err != nil {
+			rpc.Respond(response, err)
+			return
 		}
+		handle(rpc)
 	})
 }
 
@@ -230,29 +230,4 @@ func (g *gate) InstallSnapshot(
 		return err
 	}
 	return g.NetworkTransport.InstallSnapshot(id, at, q, a, data)
-}
-
-// AppendEntriesPipeline implements raft.Transport.
-func (g *gate) AppendEntriesPipeline(id raft.ServerID, at raft.ServerAddress) (raft.AppendPipeline, error) {
-	if err := g.maySend(id); err != nil {
-		return nil, err
-	}
-	p, err := g.NetworkTransport.AppendEntriesPipeline(id, at)
-	if err != nil {
-		return nil, err
-	}
-	return gatedPipeline{p, g, id}, nil
-}
-
-type gatedPipeline struct {
-	raft.AppendPipeline
-	gate *gate
-	to   raft.ServerID
-}
-
-func (p gatedPipeline) AppendEntries(q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
-	if err := p.gate.maySend(p.to); err != nil {
-		return nil, err
-	}
-	return p.AppendPipeline.AppendEntries(q, a)
 }

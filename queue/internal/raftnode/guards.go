@@ -110,6 +110,15 @@ func (n *Node) Votes() (votes bool, standing string) {
 	return votes && is.trusted(), is.String()
 }
 
+// alone: this node is the whole cluster, so nobody can lead it. One that is being filled reads of such times in the log.
+func (n *Node) alone() bool {
+	if is := n.gate.is(); is != returning && is != member {
+		return false
+	}
+	members := n.where.members()
+	return len(members) == 1 && members[0].Name == n.config.Name
+}
+
 // Trusted says whether what this node votes would count, were it a voter; if not, what it waits for.
 func (n *Node) Trusted() (trusted bool, waitsFor string) {
 	switch is := n.gate.is(); is {

@@ -231,11 +231,32 @@ func (p *peers) meet(life context.Context) {
 				})
 			}
 		}
+		p.heed()
 		select {
 		case <-tick.C:
 		case <-life.Done():
 			return
 		}
+	}
+}
+
+// heed a leader that calls a node which is alone. Where it leads another cluster that has this node as a member, this node has
+// lost its directory and has begun a cluster of its own with an empty one.
+func (p *peers) heed() {
+	leader := p.node.gate.caller.Load()
+	if leader == nil || !p.node.alone() {
+		return
+	}
+	own := p.own()
+	said, err := p.question(*leader, own)
+	if err != nil {
+		p.node.log.Debug("the leader that calls did not answer", "peer", leader.Name, "err", err)
+		return
+	}
+	p.node.gate.caller.CompareAndSwap(leader, nil) // until it, or another, calls again
+	if said.Asker != noMember && said.strange(own) {
+		p.node.fail(fmt.Errorf("%s is of cluster %s, which has no other member, and %s says that %q is a member of cluster %s: %w. %s",
+			p.node.config.Dir, own.Cluster, leader.Name, p.node.config.Name, said.Cluster, ErrForeignDir, howToRejoin(said.Cluster)))
 	}
 }
 
