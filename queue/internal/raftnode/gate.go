@@ -49,6 +49,7 @@ var (
 	errHalted   = errors.New("this node's disk is full")
 	errAlone    = errors.New("this node has a cluster of its own, and no other member")
 	errStranger = errors.New("the other node is of another cluster")
+	errUnheard  = errors.New("the other node has not said yet which cluster it is of")
 )
 
 // gate stands between Raft and the transport. The library asks nobody whether a node may vote, and goes on sending heartbeats
@@ -139,6 +140,8 @@ func (g *gate) refuse(message any) (response any, err error) {
 		case g.node.alone():
 			g.called(m)
 			return nil, errAlone
+		case is == joining && g.node.peers.unheard(string(m.ID)):
+			return nil, errUnheard
 		case len(m.Entries) > 0 && g.node.disk.Level() >= guard.Halted:
 			return nil, errHalted
 		case m.LeaderCommitIndex > 0 && (is == joining || is == added): // a heartbeat says nothing of it
@@ -150,6 +153,8 @@ func (g *gate) refuse(message any) (response any, err error) {
 			return nil, errBlank
 		case g.node.alone():
 			return nil, errAlone
+		case is == joining && g.node.peers.unheard(string(m.ID)):
+			return nil, errUnheard
 		case g.node.disk.Level() >= guard.Halted:
 			return nil, errHalted
 		}

@@ -367,6 +367,15 @@ func (p *peers) stranger(name string) bool {
 	return other != nil && other.stranger
 }
 
+// unheard: a member that has not answered yet. A directory that was given up for one cluster takes nothing before it knows of which
+// the sender is.
+func (p *peers) unheard(name string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	other := p.by[name]
+	return other != nil && !other.seen
+}
+
 // newer than what this node had when it started.
 func (p *peers) newer(known claim) bool {
 	return known.Commit > p.began.Commit || known.Term > p.began.Term

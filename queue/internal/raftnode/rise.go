@@ -77,8 +77,8 @@ func (p *peers) form() error {
 	if blanks >= need {
 		return p.node.found()
 	}
-	silent := p.count(func(o *peer) bool { return !o.wasBlank && (!o.seen || o.last.Standing == newcomer.String()) })
-	if blanks+silent >= need {
+	// One count, behind the other: an answer that comes in between must not be missed by both.
+	if p.count(func(o *peer) bool { return o.wasBlank || !o.seen || o.last.Standing == newcomer.String() }) >= need {
 		return nil
 	}
 	cluster, known := "", false
