@@ -33,7 +33,7 @@ type NodeConfig struct {
 	Name       string           `env:"NAME" doc:"Name of this node, one of those in QUEUE_MEMBERS. Empty: the name of the host."`
 	DataDir    string           `env:"DATA_DIR" envDefault:"/data" alias:"SlimData__Directory,SLIMDATA_DIRECTORY" doc:"Directory of the Raft log, the snapshots and the state. One process at a time."`
 	Members    Members          `env:"MEMBERS" doc:"All nodes of the first start, the same list on each: comma list of name=host[:raft:api:routes], ports 3262, 3263 and 6222 when left out. Later the Raft log says who is a member, and this only where those are that it lists. Empty: this node alone."`
-	Join       bool             `env:"JOIN" doc:"With an empty data directory, begin no cluster: wait until 'queue add' adds this node to one. QUEUE_MEMBERS then lists this node and members that are there."`
+	Join       bool             `env:"JOIN" doc:"With an empty data directory, begin no cluster: wait until 'queue add' adds this node to one, under a name that was never used. QUEUE_MEMBERS then lists this node and members that are there. A member that lost its directory is refused: it rejoins (QUEUE_REJOIN)."`
 	LogStore   raftnode.LogKind `env:"LOG_STORE" envDefault:"bolt" doc:"Where the entries of the Raft log are kept: segments (one fsync for a group of calls) or bolt (two, and more processor time). A log in bolt moves into segments at the start, not back."`
 	SecretsDir string           `env:"SECRETS_DIR" doc:"Directory of the secret files: bus keys, routes password, tokens; ca.crt, tls.crt and tls.key when internal links use TLS (docs/security.md)."`
 }
@@ -76,7 +76,7 @@ type GuardConfig struct {
 	DiskRefuse   float64       `env:"DISK_REFUSE_PERCENT" envDefault:"85" doc:"Use of the disk from which no calls are accepted."`
 	DiskHandOver float64       `env:"DISK_HANDOVER_PERCENT" envDefault:"90" doc:"Use of the disk from which another node leads, where one has room, and the ballast is given back. Half-way from here to 100 the log does not grow any more."`
 	DiskBallast  int64         `env:"DISK_BALLAST_BYTES" envDefault:"67108864" doc:"Space set aside for a disk that fills up, in bytes, at most a twentieth of the disk. 0: none."`
-	Rejoin       string        `env:"REJOIN" doc:"Installation id of the cluster that may fill this node's empty data directory. Set it for the one start after the data was lost for good; empty: an empty directory is refused where a cluster exists."`
+	Rejoin       string        `env:"REJOIN" doc:"Installation id of the cluster that may fill this node's empty data directory. Set it for the one start after a member's data was lost for good, under the same name ('queue rejoin' does the same for a directory that is refused); empty: an empty directory is refused where a cluster exists. A new node is added instead (QUEUE_JOIN)."`
 }
 
 // Validate implements settings.Validator.
