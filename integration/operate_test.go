@@ -33,9 +33,10 @@ type operator struct {
 }
 
 type extra struct {
-	cmd *exec.Cmd
-	dir string
-	env []string
+	cmd   *exec.Cmd
+	dir   string
+	admin string // address
+	env   []string
 }
 
 func newOperator(t *testing.T, c *cluster.Cluster) *operator {
@@ -90,7 +91,7 @@ func (o *operator) start(name string) string {
 	at := func(i int) string { return "127.0.0.1:" + strconv.Itoa(ports[i]) }
 	entry := fmt.Sprintf("%s=127.0.0.1:%d:%d:%d", name, ports[0], ports[1], ports[2])
 	o.list = append(o.list, entry)
-	o.extra[name] = &extra{dir: o.t.TempDir(), env: append(os.Environ(),
+	o.extra[name] = &extra{dir: o.t.TempDir(), admin: at(4), env: append(os.Environ(),
 		"QUEUE_NAME="+name, "QUEUE_JOIN=true", "QUEUE_MEMBERS="+strings.Join(o.list, ","), "QUEUE_SECRETS_DIR="+filepath.Join(o.c.State, "secrets"),
 		"QUEUE_RAFT_ADDRESS="+at(0), "QUEUE_API_ADDRESS="+at(1), "QUEUE_ROUTES_ADDRESS="+at(2), "QUEUE_BUS_ADDRESS="+at(3), "QUEUE_ADMIN_ADDRESS="+at(4), "LOG_FORMAT=text")}
 	o.run(name)

@@ -129,6 +129,9 @@ func TestAPromotedNodeVotesBeforeItHasBeenHeardForLong(t *testing.T) {
 	if is := c.nodes[1].gate.is(); is != added {
 		t.Logf("this machine is slow: the node is %v already", is)
 	}
+	if votes, standing := c.nodes[1].Votes(); !votes {
+		t.Errorf("a voter with a new directory has no vote: %s", standing)
+	}
 	c.kill(0)
 	c.start(0)
 	c.mustPropose(accept(2, nil))
