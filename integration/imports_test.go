@@ -46,7 +46,7 @@ var homes = map[string][]string{
 	"github.com/nats-io/nats-server":      {"queue/internal/bus", "integration/bench/peer"}, // the peer of the benchmarks is JetStream
 	"github.com/nats-io/nats.go":          {"shared/nc", "queue/internal/bus", "integration/bench/peer"},
 	"github.com/caarlos0/env":             {"shared/settings"},
-	"connectrpc.com/connect":              {"shared/wire/wireconnect", "shared/queueclient", "queue/internal/api", "scaler/internal/api"},
+	"connectrpc.com/connect":              {"shared/wire/wireconnect", "shared/queueclient", "queue/internal/api", "queue/internal/operate", "scaler/internal/api"},
 	"net/http/httputil":                   {"edge/internal/forward"},
 	"go.yaml.in/yaml":                     {"deploy/local/internal/manifest"},
 	"k8s.io/client-go":                    {"scaler/internal/orchestrator/kube"},

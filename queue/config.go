@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/slimfaas/slimfaas/queue/internal/app"
+	"github.com/slimfaas/slimfaas/queue/internal/guard"
 	"github.com/slimfaas/slimfaas/queue/internal/raftnode"
 	"github.com/slimfaas/slimfaas/shared/settings"
 )
@@ -22,6 +24,7 @@ type Config struct {
 	Node    NodeConfig
 	Listen  ListenConfig
 	Keep    KeepConfig
+	Guard   GuardConfig
 	Profile bool `env:"PROFILE" doc:"Serve /debug/pprof/ on the admin address."`
 }
 
@@ -29,9 +32,21 @@ type Config struct {
 type NodeConfig struct {
 	Name       string           `env:"NAME" doc:"Name of this node, one of those in QUEUE_MEMBERS. Empty: the name of the host."`
 	DataDir    string           `env:"DATA_DIR" envDefault:"/data" alias:"SlimData__Directory,SLIMDATA_DIRECTORY" doc:"Directory of the Raft log, the snapshots and the state. One process at a time."`
-	Members    Members          `env:"MEMBERS" doc:"All nodes, the same list on each: comma list of name=host[:raft:api:routes], ports 3262, 3263 and 6222 when left out. Empty: this node alone."`
+	Members    Members          `env:"MEMBERS" doc:"All nodes of the first start, the same list on each: comma list of name=host[:raft:api:routes], ports 3262, 3263 and 6222 when left out. Later the Raft log says who is a member, and this only where those are that it lists. Empty: this node alone."`
+	Join       bool             `env:"JOIN" doc:"With an empty data directory, begin no cluster: wait until 'queue add' adds this node to one, under a name that was never used. QUEUE_MEMBERS then lists this node and members that are there. A member that lost its directory is refused: it rejoins (QUEUE_REJOIN)."`
 	LogStore   raftnode.LogKind `env:"LOG_STORE" envDefault:"bolt" doc:"Where the entries of the Raft log are kept: segments (one fsync for a group of calls) or bolt (two, and more processor time). A log in bolt moves into segments at the start, not back."`
 	SecretsDir string           `env:"SECRETS_DIR" doc:"Directory of the secret files: bus keys, routes password, tokens; ca.crt, tls.crt and tls.key when internal links use TLS (docs/security.md)."`
+}
+
+// complete takes the host's name where none is set.
+func (c *NodeConfig) complete() (err error) {
+	if c.Name != "" {
+		return nil
+	}
+	if c.Name, err = os.Hostname(); err != nil {
+		return fmt.Errorf("QUEUE_NAME is not set, and the host has no name: %w", err)
+	}
+	return nil
 }
 
 // ListenConfig says where this node listens. An empty host is every interface.
@@ -55,6 +70,26 @@ type KeepConfig struct {
 	OrphanDeadAfter time.Duration `env:"ORPHAN_DEAD_AFTER" envDefault:"24h" doc:"How long calls of a function that is gone wait for it before they are dead."`
 }
 
+// GuardConfig says how far this node trusts its disk.
+type GuardConfig struct {
+	WriteTimeout time.Duration `env:"WRITE_TIMEOUT" envDefault:"3s" doc:"How long one write to the data directory may take before a leader goes silent, so that another node is elected."`
+	DiskRefuse   float64       `env:"DISK_REFUSE_PERCENT" envDefault:"85" doc:"Use of the disk from which no calls are accepted."`
+	DiskHandOver float64       `env:"DISK_HANDOVER_PERCENT" envDefault:"90" doc:"Use of the disk from which another node leads, where one has room, and the ballast is given back. Half-way from here to 100 the log does not grow any more."`
+	DiskBallast  int64         `env:"DISK_BALLAST_BYTES" envDefault:"67108864" doc:"Space set aside for a disk that fills up, in bytes, at most a twentieth of the disk. 0: none."`
+	Rejoin       string        `env:"REJOIN" doc:"Installation id of the cluster that may fill this node's empty data directory. Set it for the one start after a member's data was lost for good, under the same name ('queue rejoin' does the same for a directory that is refused); empty: an empty directory is refused where a cluster exists. A new node is added instead (QUEUE_JOIN)."`
+}
+
+// Validate implements settings.Validator.
+func (c *GuardConfig) Validate() error {
+	if c.WriteTimeout < 500*time.Millisecond {
+		return fmt.Errorf("reading %sWRITE_TIMEOUT=%s: expected 500ms or more", prefix, c.WriteTimeout)
+	}
+	if err := (guard.Limits{Refuse: c.DiskRefuse, HandOver: c.DiskHandOver, Ballast: c.DiskBallast}).Validate(); err != nil {
+		return fmt.Errorf("reading %sDISK_REFUSE_PERCENT, %sDISK_HANDOVER_PERCENT, %sDISK_BALLAST_BYTES: %w", prefix, prefix, prefix, err)
+	}
+	return nil
+}
+
 // Validate implements settings.Validator.
 func (c *ListenConfig) Validate() error {
 	var errs []error
@@ -66,6 +101,17 @@ func (c *ListenConfig) Validate() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Validate implements settings.Validator.
+func (c *NodeConfig) Validate() error {
+	switch n := len(c.Members); {
+	case c.Join && n < 2:
+		return fmt.Errorf("reading %sMEMBERS: %d members: expected this node and members of the cluster it joins (%sJOIN)", prefix, n, prefix)
+	case !c.Join && n != 0 && n != 1 && n != 3 && n != 5:
+		return fmt.Errorf("reading %sMEMBERS: %d members: expected 1, 3 or 5 (an even number survives no more deaths than one less)", prefix, n)
+	}
+	return nil
 }
 
 // Validate implements settings.Validator.
@@ -102,11 +148,6 @@ func (m *Members) UnmarshalText(text []byte) error {
 		}
 		seen[member.Name] = true
 		list = append(list, member)
-	}
-	switch len(list) {
-	case 0, 1, 3, 5:
-	default:
-		return fmt.Errorf("%d members: expected 1, 3 or 5 (an even number survives no more deaths than one less)", len(list))
 	}
 	*m = list
 	return nil

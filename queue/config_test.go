@@ -17,8 +17,7 @@ func TestMembers(t *testing.T) {
 		"q=[::1]":                         "q=[::1]:3262:3263:6222",
 		"q=[::1]:1:2:3":                   "q=[::1]:1:2:3",
 		" a=x , b=y:1:2:3, c=z ":          "a=x:3262:3263:6222,b=y:1:2:3,c=z:3262:3263:6222",
-		"a=x,b=y":                         "error: 2 members",
-		"a=x,b=y,c=z,d=w":                 "error: 4 members",
+		"a=x,b=y,c=z,d=w":                 "a=x:3262:3263:6222,b=y:3262:3263:6222,c=z:3262:3263:6222,d=w:3262:3263:6222",
 		"a=x,a=y,c=z":                     "error: a is listed twice",
 		"a":                               "error: expected name=host",
 		"=x":                              "error: expected name=host",
@@ -67,6 +66,23 @@ func TestConfigurationComesFromTheEnvironment(t *testing.T) {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("the error does not speak of %s: %v", want, err)
 		}
+	}
+}
+
+func TestOnlyWhoJoinsMayListAnEvenNumber(t *testing.T) {
+	t.Parallel()
+	load := func(environ ...string) error {
+		_, err := settings.Load(prefix, &Config{}, append(environ, "QUEUE_INSECURE=true"))
+		return err
+	}
+	if err := load("QUEUE_MEMBERS=a=x,b=y,c=z,d=w"); err == nil || !strings.Contains(err.Error(), "4 members") {
+		t.Errorf("four begin a cluster: %v", err)
+	}
+	if err := load("QUEUE_MEMBERS=a=x,b=y,c=z,d=w", "QUEUE_JOIN=true"); err != nil {
+		t.Error(err)
+	}
+	if err := load("QUEUE_MEMBERS=a=x", "QUEUE_JOIN=true"); err == nil {
+		t.Error("joins itself")
 	}
 }
 

@@ -8,10 +8,14 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/slimfaas/slimfaas/queue/internal/app"
 	"github.com/slimfaas/slimfaas/queue/internal/dispatch"
+	"github.com/slimfaas/slimfaas/queue/internal/guard"
+	"github.com/slimfaas/slimfaas/queue/internal/operate"
+	"github.com/slimfaas/slimfaas/queue/internal/raftnode"
 	"github.com/slimfaas/slimfaas/shared/heap"
 	"github.com/slimfaas/slimfaas/shared/obs"
 	"github.com/slimfaas/slimfaas/shared/serve"
@@ -22,8 +26,13 @@ const usage = `queue: one node of the SlimFaas queue
 
   queue             run the node; configuration comes from QUEUE_* variables (docs/configuration.md)
   queue health      ask the node on this machine whether it is ready; exit status 0 or 1
+  queue rejoin ID   give up what is in this node's data directory and have the leader fill it at the next start; ID is the
+                    installation id of the cluster, and the node must not run
   queue version     print the version
   queue config-doc  print the documentation of the configuration
+
+operating a cluster (docs/operations.md; each explains itself with --help):
+
 `
 
 func main() {
@@ -31,7 +40,11 @@ func main() {
 	defer stop()
 	if err := run(ctx, os.Args[1:], os.Environ(), os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "queue:", err)
-		os.Exit(1)
+		code := 1
+		if failure := (operate.Failure{}); errors.As(err, &failure) {
+			code = failure.Code
+		}
+		os.Exit(code)
 	}
 }
 
@@ -49,15 +62,39 @@ func run(ctx context.Context, args, environ []string, out io.Writer) error {
 			return err
 		}
 		return serve.CheckReady(ctx, c.Listen.Admin)
+	case "rejoin":
+		return rejoin(args[1:], environ, out)
 	case "version":
 		fmt.Fprintln(out, obs.Describe("queue"))
 	case "config-doc":
 		fmt.Fprint(out, settings.Markdown(prefix, &Config{}))
 	case "help", "-h", "--help":
-		fmt.Fprint(out, usage)
+		fmt.Fprint(out, usage+operate.Usage())
 	default:
+		if operate.Known(command) {
+			return runOperation(ctx, args, environ, out)
+		}
 		return fmt.Errorf("%q is no command; `queue --help` lists them", command)
 	}
+	return nil
+}
+
+// rejoin is for a directory that was refused: lost, damaged, or an older copy.
+func rejoin(args, environ []string, out io.Writer) error {
+	if len(args) != 1 || strings.HasPrefix(args[0], "-") {
+		return errors.New("usage: queue rejoin INSTALLATION-ID (GET /cluster on an edge shows it, and so does the node's refusal)")
+	}
+	var c Config
+	if _, err := settings.Load(prefix, &c, environ); err != nil {
+		return fmt.Errorf("reading the configuration: %w", err)
+	}
+	if err := c.Node.complete(); err != nil {
+		return err
+	}
+	if err := raftnode.GiveUp(c.Node.DataDir, c.Node.Name, args[0]); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "%s is given up; %s is filled by the leader when it starts\n", c.Node.DataDir, c.Node.Name)
 	return nil
 }
 
@@ -75,16 +112,18 @@ func runNode(ctx context.Context, environ []string) error {
 	for _, w := range warnings {
 		log.Warn("configuration", "warning", w)
 	}
-	if c.Node.Name == "" {
-		if c.Node.Name, err = os.Hostname(); err != nil {
-			return errors.Join(errors.New("QUEUE_NAME is not set, and the host has no name"), err)
-		}
+	if err := c.Node.complete(); err != nil {
+		return err
 	}
 	log.Info("starting", append([]any{"version", obs.Version}, settings.Effective(&c)...)...)
 	a, err := app.New(ctx, app.Config{
-		Name: c.Node.Name, DataDir: c.Node.DataDir, Members: c.Node.Members, SecretsDir: c.Node.SecretsDir, Insecure: c.Listen.Insecure,
+		Name: c.Node.Name, DataDir: c.Node.DataDir, Members: c.Node.Members, Join: c.Node.Join, SecretsDir: c.Node.SecretsDir, Insecure: c.Listen.Insecure,
 		RaftAddress: c.Listen.Raft, APIAddress: c.Listen.API, BusAddress: c.Listen.Bus, RoutesAddress: c.Listen.Routes,
 		AdminAddress: c.Listen.Admin, Profile: c.Profile, LogStore: c.Node.LogStore,
+		Guard: app.Guard{
+			WriteTimeout: c.Guard.WriteTimeout, Rejoin: c.Guard.Rejoin,
+			Disk: guard.Limits{Refuse: c.Guard.DiskRefuse, HandOver: c.Guard.DiskHandOver, Ballast: c.Guard.DiskBallast},
+		},
 		Limits: dispatch.Limits{
 			HistoryAge: c.Keep.HistoryAge, KeepFinished: c.Keep.HistoryCount, KeepDead: c.Keep.DeadCount, DeadAge: c.Keep.DeadAge, OrphanDeadAge: c.Keep.OrphanDeadAfter,
 		},

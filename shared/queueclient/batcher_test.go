@@ -27,7 +27,8 @@ func TestOperationsGatherWhileTwoBatchesAreUnderWay(t *testing.T) {
 		<-release
 		return nil, nil, false
 	}
-	client := c.client(t, func(o *Options) { o.RPCTimeout = 10 * time.Second })
+	// Patient: on a machine that others use, 3,000 callers take their time to come.
+	client := c.client(t, func(o *Options) { o.RPCTimeout, o.LeaderWait = time.Minute, time.Minute })
 	var callers sync.WaitGroup
 	for i := range 3000 {
 		callers.Go(func() {
@@ -36,7 +37,7 @@ func TestOperationsGatherWhileTwoBatchesAreUnderWay(t *testing.T) {
 			}
 		})
 	}
-	testkit.Eventually(t, 5*time.Second, "two batches are under way and the rest waits", func() bool {
+	testkit.Eventually(t, 30*time.Second, "two batches are under way and the rest waits", func() bool {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		sent := 0

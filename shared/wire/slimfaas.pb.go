@@ -103,6 +103,53 @@ func (Code) EnumDescriptor() ([]byte, []int) {
 	return file_slimfaas_proto_rawDescGZIP(), []int{0}
 }
 
+// Reason of a refusal, where a client may want to tell them apart.
+type Reason int32
+
+const (
+	Reason_REASON_UNSPECIFIED Reason = 0
+	Reason_REASON_DISK        Reason = 1 // the disk of the leader, or those of most nodes, is nearly full
+)
+
+// Enum value maps for Reason.
+var (
+	Reason_name = map[int32]string{
+		0: "REASON_UNSPECIFIED",
+		1: "REASON_DISK",
+	}
+	Reason_value = map[string]int32{
+		"REASON_UNSPECIFIED": 0,
+		"REASON_DISK":        1,
+	}
+)
+
+func (x Reason) Enum() *Reason {
+	p := new(Reason)
+	*p = x
+	return p
+}
+
+func (x Reason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Reason) Descriptor() protoreflect.EnumDescriptor {
+	return file_slimfaas_proto_enumTypes[1].Descriptor()
+}
+
+func (Reason) Type() protoreflect.EnumType {
+	return &file_slimfaas_proto_enumTypes[1]
+}
+
+func (x Reason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Reason.Descriptor instead.
+func (Reason) EnumDescriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{1}
+}
+
 type SessionKind int32
 
 const (
@@ -136,11 +183,11 @@ func (x SessionKind) String() string {
 }
 
 func (SessionKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_slimfaas_proto_enumTypes[1].Descriptor()
+	return file_slimfaas_proto_enumTypes[2].Descriptor()
 }
 
 func (SessionKind) Type() protoreflect.EnumType {
-	return &file_slimfaas_proto_enumTypes[1]
+	return &file_slimfaas_proto_enumTypes[2]
 }
 
 func (x SessionKind) Number() protoreflect.EnumNumber {
@@ -149,7 +196,7 @@ func (x SessionKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SessionKind.Descriptor instead.
 func (SessionKind) EnumDescriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{1}
+	return file_slimfaas_proto_rawDescGZIP(), []int{2}
 }
 
 type TryOutcome int32
@@ -188,11 +235,11 @@ func (x TryOutcome) String() string {
 }
 
 func (TryOutcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_slimfaas_proto_enumTypes[2].Descriptor()
+	return file_slimfaas_proto_enumTypes[3].Descriptor()
 }
 
 func (TryOutcome) Type() protoreflect.EnumType {
-	return &file_slimfaas_proto_enumTypes[2]
+	return &file_slimfaas_proto_enumTypes[3]
 }
 
 func (x TryOutcome) Number() protoreflect.EnumNumber {
@@ -201,7 +248,7 @@ func (x TryOutcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TryOutcome.Descriptor instead.
 func (TryOutcome) EnumDescriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{2}
+	return file_slimfaas_proto_rawDescGZIP(), []int{3}
 }
 
 type CallState int32
@@ -252,11 +299,11 @@ func (x CallState) String() string {
 }
 
 func (CallState) Descriptor() protoreflect.EnumDescriptor {
-	return file_slimfaas_proto_enumTypes[3].Descriptor()
+	return file_slimfaas_proto_enumTypes[4].Descriptor()
 }
 
 func (CallState) Type() protoreflect.EnumType {
-	return &file_slimfaas_proto_enumTypes[3]
+	return &file_slimfaas_proto_enumTypes[4]
 }
 
 func (x CallState) Number() protoreflect.EnumNumber {
@@ -265,7 +312,7 @@ func (x CallState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CallState.Descriptor instead.
 func (CallState) EnumDescriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{3}
+	return file_slimfaas_proto_rawDescGZIP(), []int{4}
 }
 
 type ReplicaState int32
@@ -310,11 +357,11 @@ func (x ReplicaState) String() string {
 }
 
 func (ReplicaState) Descriptor() protoreflect.EnumDescriptor {
-	return file_slimfaas_proto_enumTypes[4].Descriptor()
+	return file_slimfaas_proto_enumTypes[5].Descriptor()
 }
 
 func (ReplicaState) Type() protoreflect.EnumType {
-	return &file_slimfaas_proto_enumTypes[4]
+	return &file_slimfaas_proto_enumTypes[5]
 }
 
 func (x ReplicaState) Number() protoreflect.EnumNumber {
@@ -323,7 +370,7 @@ func (x ReplicaState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReplicaState.Descriptor instead.
 func (ReplicaState) EnumDescriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{4}
+	return file_slimfaas_proto_rawDescGZIP(), []int{5}
 }
 
 type ProbeKind int32
@@ -362,11 +409,11 @@ func (x ProbeKind) String() string {
 }
 
 func (ProbeKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_slimfaas_proto_enumTypes[5].Descriptor()
+	return file_slimfaas_proto_enumTypes[6].Descriptor()
 }
 
 func (ProbeKind) Type() protoreflect.EnumType {
-	return &file_slimfaas_proto_enumTypes[5]
+	return &file_slimfaas_proto_enumTypes[6]
 }
 
 func (x ProbeKind) Number() protoreflect.EnumNumber {
@@ -375,7 +422,7 @@ func (x ProbeKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ProbeKind.Descriptor instead.
 func (ProbeKind) EnumDescriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{5}
+	return file_slimfaas_proto_rawDescGZIP(), []int{6}
 }
 
 // NotLeader is the error detail of a node that does not lead. leader_api is empty while it knows of no leader.
@@ -739,7 +786,9 @@ type OpResult struct {
 	// call lives or lived, nothing was enqueued. An accept whose key was used for another request is a CODE_CONFLICT.
 	Repeated bool `protobuf:"varint,4,opt,name=repeated,proto3" json:"repeated,omitempty"`
 	// id of the call that a successful accept is about: its own, or the first one under its idempotency key. Empty: its own.
-	Id            []byte `protobuf:"bytes,5,opt,name=id,proto3" json:"id,omitempty"`
+	Id []byte `protobuf:"bytes,5,opt,name=id,proto3" json:"id,omitempty"`
+	// reason says more about CODE_FULL.
+	Reason        Reason `protobuf:"varint,15,opt,name=reason,proto3,enum=slimfaas.v1.Reason" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -807,6 +856,13 @@ func (x *OpResult) GetId() []byte {
 		return x.Id
 	}
 	return nil
+}
+
+func (x *OpResult) GetReason() Reason {
+	if x != nil {
+		return x.Reason
+	}
+	return Reason_REASON_UNSPECIFIED
 }
 
 // Accept enqueues one call. payload is a StoredRequest the queue never looks into. A payload over 256 KiB travels as a first
@@ -3961,6 +4017,7 @@ type Member struct {
 	RaftAddress   string                 `protobuf:"bytes,2,opt,name=raft_address,json=raftAddress,proto3" json:"raft_address,omitempty"`
 	ApiAddress    string                 `protobuf:"bytes,3,opt,name=api_address,json=apiAddress,proto3" json:"api_address,omitempty"`
 	Voter         bool                   `protobuf:"varint,4,opt,name=voter,proto3" json:"voter,omitempty"`
+	RoutesAddress string                 `protobuf:"bytes,5,opt,name=routes_address,json=routesAddress,proto3" json:"routes_address,omitempty"` // of the bus, for the other nodes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4023,6 +4080,715 @@ func (x *Member) GetVoter() bool {
 	return false
 }
 
+func (x *Member) GetRoutesAddress() string {
+	if x != nil {
+		return x.RoutesAddress
+	}
+	return ""
+}
+
+type NodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeRequest) Reset() {
+	*x = NodeRequest{}
+	mi := &file_slimfaas_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeRequest) ProtoMessage() {}
+
+func (x *NodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeRequest.ProtoReflect.Descriptor instead.
+func (*NodeRequest) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{55}
+}
+
+type NodeResponse struct {
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Cluster              *ClusterResponse       `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	ConfigurationVersion uint64                 `protobuf:"varint,2,opt,name=configuration_version,json=configurationVersion,proto3" json:"configuration_version,omitempty"` // a hash of the newest membership this node has; 0: it has none (it waits to be added)
+	ConfigurationPending bool                   `protobuf:"varint,3,opt,name=configuration_pending,json=configurationPending,proto3" json:"configuration_pending,omitempty"` // not known to be committed
+	InOffice             bool                   `protobuf:"varint,4,opt,name=in_office,json=inOffice,proto3" json:"in_office,omitempty"`                                     // leads, and has applied all that was committed before
+	LastContactMs        int64                  `protobuf:"varint,5,opt,name=last_contact_ms,json=lastContactMs,proto3" json:"last_contact_ms,omitempty"`                    // since a follower heard its leader; 0 on the leader; negative: never
+	Version              string                 `protobuf:"bytes,6,opt,name=version,proto3" json:"version,omitempty"`                                                        // of the program
+	Unfinished           uint64                 `protobuf:"varint,7,opt,name=unfinished,proto3" json:"unfinished,omitempty"`                                                 // calls queued, running or waiting
+	Dead                 uint64                 `protobuf:"varint,8,opt,name=dead,proto3" json:"dead,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *NodeResponse) Reset() {
+	*x = NodeResponse{}
+	mi := &file_slimfaas_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeResponse) ProtoMessage() {}
+
+func (x *NodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeResponse.ProtoReflect.Descriptor instead.
+func (*NodeResponse) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *NodeResponse) GetCluster() *ClusterResponse {
+	if x != nil {
+		return x.Cluster
+	}
+	return nil
+}
+
+func (x *NodeResponse) GetConfigurationVersion() uint64 {
+	if x != nil {
+		return x.ConfigurationVersion
+	}
+	return 0
+}
+
+func (x *NodeResponse) GetConfigurationPending() bool {
+	if x != nil {
+		return x.ConfigurationPending
+	}
+	return false
+}
+
+func (x *NodeResponse) GetInOffice() bool {
+	if x != nil {
+		return x.InOffice
+	}
+	return false
+}
+
+func (x *NodeResponse) GetLastContactMs() int64 {
+	if x != nil {
+		return x.LastContactMs
+	}
+	return 0
+}
+
+func (x *NodeResponse) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *NodeResponse) GetUnfinished() uint64 {
+	if x != nil {
+		return x.Unfinished
+	}
+	return 0
+}
+
+func (x *NodeResponse) GetDead() uint64 {
+	if x != nil {
+		return x.Dead
+	}
+	return 0
+}
+
+type AddMemberRequest struct {
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Member               *Member                `protobuf:"bytes,1,opt,name=member,proto3" json:"member,omitempty"` // voter is ignored
+	ConfigurationVersion uint64                 `protobuf:"varint,2,opt,name=configuration_version,json=configurationVersion,proto3" json:"configuration_version,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *AddMemberRequest) Reset() {
+	*x = AddMemberRequest{}
+	mi := &file_slimfaas_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddMemberRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddMemberRequest) ProtoMessage() {}
+
+func (x *AddMemberRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddMemberRequest.ProtoReflect.Descriptor instead.
+func (*AddMemberRequest) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *AddMemberRequest) GetMember() *Member {
+	if x != nil {
+		return x.Member
+	}
+	return nil
+}
+
+func (x *AddMemberRequest) GetConfigurationVersion() uint64 {
+	if x != nil {
+		return x.ConfigurationVersion
+	}
+	return 0
+}
+
+type PromoteMemberRequest struct {
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Name                 string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	ConfigurationVersion uint64                 `protobuf:"varint,2,opt,name=configuration_version,json=configurationVersion,proto3" json:"configuration_version,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *PromoteMemberRequest) Reset() {
+	*x = PromoteMemberRequest{}
+	mi := &file_slimfaas_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromoteMemberRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromoteMemberRequest) ProtoMessage() {}
+
+func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromoteMemberRequest.ProtoReflect.Descriptor instead.
+func (*PromoteMemberRequest) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *PromoteMemberRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PromoteMemberRequest) GetConfigurationVersion() uint64 {
+	if x != nil {
+		return x.ConfigurationVersion
+	}
+	return 0
+}
+
+type RemoveMemberRequest struct {
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Name                 string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	ConfigurationVersion uint64                 `protobuf:"varint,2,opt,name=configuration_version,json=configurationVersion,proto3" json:"configuration_version,omitempty"`
+	Force                bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"` // do not ask whether the others answer
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *RemoveMemberRequest) Reset() {
+	*x = RemoveMemberRequest{}
+	mi := &file_slimfaas_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveMemberRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveMemberRequest) ProtoMessage() {}
+
+func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveMemberRequest.ProtoReflect.Descriptor instead.
+func (*RemoveMemberRequest) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *RemoveMemberRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RemoveMemberRequest) GetConfigurationVersion() uint64 {
+	if x != nil {
+		return x.ConfigurationVersion
+	}
+	return 0
+}
+
+func (x *RemoveMemberRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type ChangeResponse struct {
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	ConfigurationVersion uint64                 `protobuf:"varint,1,opt,name=configuration_version,json=configurationVersion,proto3" json:"configuration_version,omitempty"` // after the change
+	Unchanged            bool                   `protobuf:"varint,2,opt,name=unchanged,proto3" json:"unchanged,omitempty"`                                                   // it was so already
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *ChangeResponse) Reset() {
+	*x = ChangeResponse{}
+	mi := &file_slimfaas_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeResponse) ProtoMessage() {}
+
+func (x *ChangeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeResponse.ProtoReflect.Descriptor instead.
+func (*ChangeResponse) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *ChangeResponse) GetConfigurationVersion() uint64 {
+	if x != nil {
+		return x.ConfigurationVersion
+	}
+	return 0
+}
+
+func (x *ChangeResponse) GetUnchanged() bool {
+	if x != nil {
+		return x.Unchanged
+	}
+	return false
+}
+
+type TransferRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	To            string                 `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"` // empty: whoever has most of the log
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TransferRequest) Reset() {
+	*x = TransferRequest{}
+	mi := &file_slimfaas_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TransferRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TransferRequest) ProtoMessage() {}
+
+func (x *TransferRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TransferRequest.ProtoReflect.Descriptor instead.
+func (*TransferRequest) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *TransferRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+type TransferResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TransferResponse) Reset() {
+	*x = TransferResponse{}
+	mi := &file_slimfaas_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TransferResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TransferResponse) ProtoMessage() {}
+
+func (x *TransferResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TransferResponse.ProtoReflect.Descriptor instead.
+func (*TransferResponse) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{62}
+}
+
+type BackupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupRequest) Reset() {
+	*x = BackupRequest{}
+	mi := &file_slimfaas_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupRequest) ProtoMessage() {}
+
+func (x *BackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
+func (*BackupRequest) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{63}
+}
+
+type BackupResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Part:
+	//
+	//	*BackupResponse_Header
+	//	*BackupResponse_Data
+	//	*BackupResponse_End
+	Part          isBackupResponse_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupResponse) Reset() {
+	*x = BackupResponse{}
+	mi := &file_slimfaas_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupResponse) ProtoMessage() {}
+
+func (x *BackupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
+func (*BackupResponse) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *BackupResponse) GetPart() isBackupResponse_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *BackupResponse) GetHeader() *BackupHeader {
+	if x != nil {
+		if x, ok := x.Part.(*BackupResponse_Header); ok {
+			return x.Header
+		}
+	}
+	return nil
+}
+
+func (x *BackupResponse) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Part.(*BackupResponse_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *BackupResponse) GetEnd() *BackupEnd {
+	if x != nil {
+		if x, ok := x.Part.(*BackupResponse_End); ok {
+			return x.End
+		}
+	}
+	return nil
+}
+
+type isBackupResponse_Part interface {
+	isBackupResponse_Part()
+}
+
+type BackupResponse_Header struct {
+	Header *BackupHeader `protobuf:"bytes,1,opt,name=header,proto3,oneof"` // first, once
+}
+
+type BackupResponse_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"` // at most 256 KiB
+}
+
+type BackupResponse_End struct {
+	End *BackupEnd `protobuf:"bytes,3,opt,name=end,proto3,oneof"` // last: without it the backup is not whole
+}
+
+func (*BackupResponse_Header) isBackupResponse_Part() {}
+
+func (*BackupResponse_Data) isBackupResponse_Part() {}
+
+func (*BackupResponse_End) isBackupResponse_Part() {}
+
+type BackupHeader struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Installation  string                 `protobuf:"bytes,1,opt,name=installation,proto3" json:"installation,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Version       string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	Index         uint64                 `protobuf:"varint,4,opt,name=index,proto3" json:"index,omitempty"` // everything up to this entry of the log is in it
+	Term          uint64                 `protobuf:"varint,5,opt,name=term,proto3" json:"term,omitempty"`
+	Size          uint64                 `protobuf:"varint,6,opt,name=size,proto3" json:"size,omitempty"` // bytes that follow
+	CreatedUnixMs int64                  `protobuf:"varint,7,opt,name=created_unix_ms,json=createdUnixMs,proto3" json:"created_unix_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupHeader) Reset() {
+	*x = BackupHeader{}
+	mi := &file_slimfaas_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupHeader) ProtoMessage() {}
+
+func (x *BackupHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupHeader.ProtoReflect.Descriptor instead.
+func (*BackupHeader) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *BackupHeader) GetInstallation() string {
+	if x != nil {
+		return x.Installation
+	}
+	return ""
+}
+
+func (x *BackupHeader) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *BackupHeader) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *BackupHeader) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *BackupHeader) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *BackupHeader) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *BackupHeader) GetCreatedUnixMs() int64 {
+	if x != nil {
+		return x.CreatedUnixMs
+	}
+	return 0
+}
+
+type BackupEnd struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sha256        []byte                 `protobuf:"bytes,1,opt,name=sha256,proto3" json:"sha256,omitempty"` // of the bytes that were sent
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupEnd) Reset() {
+	*x = BackupEnd{}
+	mi := &file_slimfaas_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupEnd) ProtoMessage() {}
+
+func (x *BackupEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupEnd.ProtoReflect.Descriptor instead.
+func (*BackupEnd) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *BackupEnd) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
 // Version orders whole records: epoch of the scaler leader first, then the leader's count over all records.
 type Version struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -4034,7 +4800,7 @@ type Version struct {
 
 func (x *Version) Reset() {
 	*x = Version{}
-	mi := &file_slimfaas_proto_msgTypes[55]
+	mi := &file_slimfaas_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4046,7 +4812,7 @@ func (x *Version) String() string {
 func (*Version) ProtoMessage() {}
 
 func (x *Version) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[55]
+	mi := &file_slimfaas_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4059,7 +4825,7 @@ func (x *Version) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Version.ProtoReflect.Descriptor instead.
 func (*Version) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{55}
+	return file_slimfaas_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Version) GetEpoch() uint64 {
@@ -4094,7 +4860,7 @@ type FunctionRecord struct {
 
 func (x *FunctionRecord) Reset() {
 	*x = FunctionRecord{}
-	mi := &file_slimfaas_proto_msgTypes[56]
+	mi := &file_slimfaas_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4106,7 +4872,7 @@ func (x *FunctionRecord) String() string {
 func (*FunctionRecord) ProtoMessage() {}
 
 func (x *FunctionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[56]
+	mi := &file_slimfaas_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4119,7 +4885,7 @@ func (x *FunctionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionRecord.ProtoReflect.Descriptor instead.
 func (*FunctionRecord) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{56}
+	return file_slimfaas_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *FunctionRecord) GetName() string {
@@ -4208,7 +4974,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_slimfaas_proto_msgTypes[57]
+	mi := &file_slimfaas_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4220,7 +4986,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[57]
+	mi := &file_slimfaas_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4233,7 +4999,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{57}
+	return file_slimfaas_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Replica) GetName() string {
@@ -4303,7 +5069,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_slimfaas_proto_msgTypes[58]
+	mi := &file_slimfaas_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4315,7 +5081,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[58]
+	mi := &file_slimfaas_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4328,7 +5094,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{58}
+	return file_slimfaas_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Probe) GetKind() ProbeKind {
@@ -4368,7 +5134,7 @@ type TableDigest struct {
 
 func (x *TableDigest) Reset() {
 	*x = TableDigest{}
-	mi := &file_slimfaas_proto_msgTypes[59]
+	mi := &file_slimfaas_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4380,7 +5146,7 @@ func (x *TableDigest) String() string {
 func (*TableDigest) ProtoMessage() {}
 
 func (x *TableDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[59]
+	mi := &file_slimfaas_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4393,7 +5159,7 @@ func (x *TableDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableDigest.ProtoReflect.Descriptor instead.
 func (*TableDigest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{59}
+	return file_slimfaas_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *TableDigest) GetVersion() *Version {
@@ -4447,7 +5213,7 @@ type PullRequest struct {
 
 func (x *PullRequest) Reset() {
 	*x = PullRequest{}
-	mi := &file_slimfaas_proto_msgTypes[60]
+	mi := &file_slimfaas_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4459,7 +5225,7 @@ func (x *PullRequest) String() string {
 func (*PullRequest) ProtoMessage() {}
 
 func (x *PullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[60]
+	mi := &file_slimfaas_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4472,7 +5238,7 @@ func (x *PullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
 func (*PullRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{60}
+	return file_slimfaas_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *PullRequest) GetSince() *Version {
@@ -4493,7 +5259,7 @@ type PullResponse struct {
 
 func (x *PullResponse) Reset() {
 	*x = PullResponse{}
-	mi := &file_slimfaas_proto_msgTypes[61]
+	mi := &file_slimfaas_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4505,7 +5271,7 @@ func (x *PullResponse) String() string {
 func (*PullResponse) ProtoMessage() {}
 
 func (x *PullResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[61]
+	mi := &file_slimfaas_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4518,7 +5284,7 @@ func (x *PullResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullResponse.ProtoReflect.Descriptor instead.
 func (*PullResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{61}
+	return file_slimfaas_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *PullResponse) GetDigest() *TableDigest {
@@ -4553,7 +5319,7 @@ type Wake struct {
 
 func (x *Wake) Reset() {
 	*x = Wake{}
-	mi := &file_slimfaas_proto_msgTypes[62]
+	mi := &file_slimfaas_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4565,7 +5331,7 @@ func (x *Wake) String() string {
 func (*Wake) ProtoMessage() {}
 
 func (x *Wake) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[62]
+	mi := &file_slimfaas_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4578,7 +5344,7 @@ func (x *Wake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wake.ProtoReflect.Descriptor instead.
 func (*Wake) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{62}
+	return file_slimfaas_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *Wake) GetFunctions() []string {
@@ -4607,7 +5373,7 @@ type Sighting struct {
 
 func (x *Sighting) Reset() {
 	*x = Sighting{}
-	mi := &file_slimfaas_proto_msgTypes[63]
+	mi := &file_slimfaas_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4619,7 +5385,7 @@ func (x *Sighting) String() string {
 func (*Sighting) ProtoMessage() {}
 
 func (x *Sighting) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[63]
+	mi := &file_slimfaas_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4632,7 +5398,7 @@ func (x *Sighting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sighting.ProtoReflect.Descriptor instead.
 func (*Sighting) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{63}
+	return file_slimfaas_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Sighting) GetFunction() string {
@@ -4668,7 +5434,7 @@ type RecordAnnouncement struct {
 
 func (x *RecordAnnouncement) Reset() {
 	*x = RecordAnnouncement{}
-	mi := &file_slimfaas_proto_msgTypes[64]
+	mi := &file_slimfaas_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4680,7 +5446,7 @@ func (x *RecordAnnouncement) String() string {
 func (*RecordAnnouncement) ProtoMessage() {}
 
 func (x *RecordAnnouncement) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[64]
+	mi := &file_slimfaas_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4693,7 +5459,7 @@ func (x *RecordAnnouncement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordAnnouncement.ProtoReflect.Descriptor instead.
 func (*RecordAnnouncement) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{64}
+	return file_slimfaas_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *RecordAnnouncement) GetRecord() *FunctionRecord {
@@ -4734,7 +5500,7 @@ type LoadReport struct {
 
 func (x *LoadReport) Reset() {
 	*x = LoadReport{}
-	mi := &file_slimfaas_proto_msgTypes[65]
+	mi := &file_slimfaas_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4746,7 +5512,7 @@ func (x *LoadReport) String() string {
 func (*LoadReport) ProtoMessage() {}
 
 func (x *LoadReport) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[65]
+	mi := &file_slimfaas_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4759,7 +5525,7 @@ func (x *LoadReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadReport.ProtoReflect.Descriptor instead.
 func (*LoadReport) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{65}
+	return file_slimfaas_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *LoadReport) GetEdge() string {
@@ -4834,7 +5600,7 @@ type FunctionLoad struct {
 
 func (x *FunctionLoad) Reset() {
 	*x = FunctionLoad{}
-	mi := &file_slimfaas_proto_msgTypes[66]
+	mi := &file_slimfaas_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4846,7 +5612,7 @@ func (x *FunctionLoad) String() string {
 func (*FunctionLoad) ProtoMessage() {}
 
 func (x *FunctionLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[66]
+	mi := &file_slimfaas_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4859,7 +5625,7 @@ func (x *FunctionLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionLoad.ProtoReflect.Descriptor instead.
 func (*FunctionLoad) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{66}
+	return file_slimfaas_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *FunctionLoad) GetFunction() string {
@@ -4929,7 +5695,7 @@ type DrainReport struct {
 
 func (x *DrainReport) Reset() {
 	*x = DrainReport{}
-	mi := &file_slimfaas_proto_msgTypes[67]
+	mi := &file_slimfaas_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4941,7 +5707,7 @@ func (x *DrainReport) String() string {
 func (*DrainReport) ProtoMessage() {}
 
 func (x *DrainReport) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[67]
+	mi := &file_slimfaas_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4954,7 +5720,7 @@ func (x *DrainReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainReport.ProtoReflect.Descriptor instead.
 func (*DrainReport) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{67}
+	return file_slimfaas_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *DrainReport) GetReplica() string {
@@ -4994,7 +5760,7 @@ type DemandReport struct {
 
 func (x *DemandReport) Reset() {
 	*x = DemandReport{}
-	mi := &file_slimfaas_proto_msgTypes[68]
+	mi := &file_slimfaas_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5006,7 +5772,7 @@ func (x *DemandReport) String() string {
 func (*DemandReport) ProtoMessage() {}
 
 func (x *DemandReport) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[68]
+	mi := &file_slimfaas_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5019,7 +5785,7 @@ func (x *DemandReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemandReport.ProtoReflect.Descriptor instead.
 func (*DemandReport) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{68}
+	return file_slimfaas_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *DemandReport) GetNode() string {
@@ -5086,7 +5852,7 @@ type FunctionDemand struct {
 
 func (x *FunctionDemand) Reset() {
 	*x = FunctionDemand{}
-	mi := &file_slimfaas_proto_msgTypes[69]
+	mi := &file_slimfaas_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5098,7 +5864,7 @@ func (x *FunctionDemand) String() string {
 func (*FunctionDemand) ProtoMessage() {}
 
 func (x *FunctionDemand) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[69]
+	mi := &file_slimfaas_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5111,7 +5877,7 @@ func (x *FunctionDemand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionDemand.ProtoReflect.Descriptor instead.
 func (*FunctionDemand) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{69}
+	return file_slimfaas_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *FunctionDemand) GetFunction() string {
@@ -5173,7 +5939,7 @@ type FactsChanged struct {
 
 func (x *FactsChanged) Reset() {
 	*x = FactsChanged{}
-	mi := &file_slimfaas_proto_msgTypes[70]
+	mi := &file_slimfaas_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5185,7 +5951,7 @@ func (x *FactsChanged) String() string {
 func (*FactsChanged) ProtoMessage() {}
 
 func (x *FactsChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[70]
+	mi := &file_slimfaas_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5198,7 +5964,7 @@ func (x *FactsChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FactsChanged.ProtoReflect.Descriptor instead.
 func (*FactsChanged) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{70}
+	return file_slimfaas_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *FactsChanged) GetIndex() uint64 {
@@ -5218,7 +5984,7 @@ type TableAsk struct {
 
 func (x *TableAsk) Reset() {
 	*x = TableAsk{}
-	mi := &file_slimfaas_proto_msgTypes[71]
+	mi := &file_slimfaas_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5230,7 +5996,7 @@ func (x *TableAsk) String() string {
 func (*TableAsk) ProtoMessage() {}
 
 func (x *TableAsk) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[71]
+	mi := &file_slimfaas_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5243,7 +6009,7 @@ func (x *TableAsk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableAsk.ProtoReflect.Descriptor instead.
 func (*TableAsk) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{71}
+	return file_slimfaas_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *TableAsk) GetScaler() string {
@@ -5262,7 +6028,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_slimfaas_proto_msgTypes[72]
+	mi := &file_slimfaas_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5274,7 +6040,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[72]
+	mi := &file_slimfaas_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5287,7 +6053,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{72}
+	return file_slimfaas_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ExplainRequest) GetFunction() string {
@@ -5308,7 +6074,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_slimfaas_proto_msgTypes[73]
+	mi := &file_slimfaas_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5320,7 +6086,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[73]
+	mi := &file_slimfaas_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5333,7 +6099,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{73}
+	return file_slimfaas_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ExplainResponse) GetFound() bool {
@@ -5364,7 +6130,7 @@ type EventShare struct {
 
 func (x *EventShare) Reset() {
 	*x = EventShare{}
-	mi := &file_slimfaas_proto_msgTypes[74]
+	mi := &file_slimfaas_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5376,7 +6142,7 @@ func (x *EventShare) String() string {
 func (*EventShare) ProtoMessage() {}
 
 func (x *EventShare) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[74]
+	mi := &file_slimfaas_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5389,7 +6155,7 @@ func (x *EventShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventShare.ProtoReflect.Descriptor instead.
 func (*EventShare) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{74}
+	return file_slimfaas_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *EventShare) GetPublishId() []byte {
@@ -5442,7 +6208,7 @@ type EventTarget struct {
 
 func (x *EventTarget) Reset() {
 	*x = EventTarget{}
-	mi := &file_slimfaas_proto_msgTypes[75]
+	mi := &file_slimfaas_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5454,7 +6220,7 @@ func (x *EventTarget) String() string {
 func (*EventTarget) ProtoMessage() {}
 
 func (x *EventTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[75]
+	mi := &file_slimfaas_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5467,7 +6233,7 @@ func (x *EventTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventTarget.ProtoReflect.Descriptor instead.
 func (*EventTarget) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{75}
+	return file_slimfaas_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *EventTarget) GetFunction() string {
@@ -5530,7 +6296,7 @@ type EventShareAck struct {
 
 func (x *EventShareAck) Reset() {
 	*x = EventShareAck{}
-	mi := &file_slimfaas_proto_msgTypes[76]
+	mi := &file_slimfaas_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5542,7 +6308,7 @@ func (x *EventShareAck) String() string {
 func (*EventShareAck) ProtoMessage() {}
 
 func (x *EventShareAck) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[76]
+	mi := &file_slimfaas_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5555,7 +6321,7 @@ func (x *EventShareAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventShareAck.ProtoReflect.Descriptor instead.
 func (*EventShareAck) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{76}
+	return file_slimfaas_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *EventShareAck) GetPublishId() []byte {
@@ -5591,7 +6357,7 @@ type EventShareResult struct {
 
 func (x *EventShareResult) Reset() {
 	*x = EventShareResult{}
-	mi := &file_slimfaas_proto_msgTypes[77]
+	mi := &file_slimfaas_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5603,7 +6369,7 @@ func (x *EventShareResult) String() string {
 func (*EventShareResult) ProtoMessage() {}
 
 func (x *EventShareResult) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[77]
+	mi := &file_slimfaas_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5616,7 +6382,7 @@ func (x *EventShareResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventShareResult.ProtoReflect.Descriptor instead.
 func (*EventShareResult) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{77}
+	return file_slimfaas_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *EventShareResult) GetPublishId() []byte {
@@ -5661,7 +6427,7 @@ type EventResult struct {
 
 func (x *EventResult) Reset() {
 	*x = EventResult{}
-	mi := &file_slimfaas_proto_msgTypes[78]
+	mi := &file_slimfaas_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5673,7 +6439,7 @@ func (x *EventResult) String() string {
 func (*EventResult) ProtoMessage() {}
 
 func (x *EventResult) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[78]
+	mi := &file_slimfaas_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5686,7 +6452,7 @@ func (x *EventResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventResult.ProtoReflect.Descriptor instead.
 func (*EventResult) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{78}
+	return file_slimfaas_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *EventResult) GetFunction() string {
@@ -5757,13 +6523,14 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\x0frecord_activity\x18\t \x01(\v2\x1b.slimfaas.v1.RecordActivityH\x00R\x0erecordActivity\x124\n" +
 	"\tset_scale\x18\n" +
 	" \x01(\v2\x15.slimfaas.v1.SetScaleH\x00R\bsetScaleB\x04\n" +
-	"\x02op\"\x8b\x01\n" +
+	"\x02op\"\xb8\x01\n" +
 	"\bOpResult\x12%\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x11.slimfaas.v1.CodeR\x04code\x12\x16\n" +
 	"\x06detail\x18\x02 \x01(\tR\x06detail\x12\x14\n" +
 	"\x05index\x18\x03 \x01(\x04R\x05index\x12\x1a\n" +
 	"\brepeated\x18\x04 \x01(\bR\brepeated\x12\x0e\n" +
-	"\x02id\x18\x05 \x01(\fR\x02id\"\x8d\x02\n" +
+	"\x02id\x18\x05 \x01(\fR\x02id\x12+\n" +
+	"\x06reason\x18\x0f \x01(\x0e2\x13.slimfaas.v1.ReasonR\x06reason\"\x8d\x02\n" +
 	"\x06Accept\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x1a\n" +
 	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x18\n" +
@@ -5987,13 +6754,58 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\rapplied_index\x18\x05 \x01(\x04R\fappliedIndex\x12!\n" +
 	"\fcommit_index\x18\x06 \x01(\x04R\vcommitIndex\x12-\n" +
 	"\amembers\x18\a \x03(\v2\x13.slimfaas.v1.MemberR\amembers\x12\"\n" +
-	"\finstallation\x18\b \x01(\tR\finstallation\"v\n" +
+	"\finstallation\x18\b \x01(\tR\finstallation\"\x9d\x01\n" +
 	"\x06Member\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\fraft_address\x18\x02 \x01(\tR\vraftAddress\x12\x1f\n" +
 	"\vapi_address\x18\x03 \x01(\tR\n" +
 	"apiAddress\x12\x14\n" +
-	"\x05voter\x18\x04 \x01(\bR\x05voter\"1\n" +
+	"\x05voter\x18\x04 \x01(\bR\x05voter\x12%\n" +
+	"\x0eroutes_address\x18\x05 \x01(\tR\rroutesAddress\"\r\n" +
+	"\vNodeRequest\"\xc3\x02\n" +
+	"\fNodeResponse\x126\n" +
+	"\acluster\x18\x01 \x01(\v2\x1c.slimfaas.v1.ClusterResponseR\acluster\x123\n" +
+	"\x15configuration_version\x18\x02 \x01(\x04R\x14configurationVersion\x123\n" +
+	"\x15configuration_pending\x18\x03 \x01(\bR\x14configurationPending\x12\x1b\n" +
+	"\tin_office\x18\x04 \x01(\bR\binOffice\x12&\n" +
+	"\x0flast_contact_ms\x18\x05 \x01(\x03R\rlastContactMs\x12\x18\n" +
+	"\aversion\x18\x06 \x01(\tR\aversion\x12\x1e\n" +
+	"\n" +
+	"unfinished\x18\a \x01(\x04R\n" +
+	"unfinished\x12\x12\n" +
+	"\x04dead\x18\b \x01(\x04R\x04dead\"t\n" +
+	"\x10AddMemberRequest\x12+\n" +
+	"\x06member\x18\x01 \x01(\v2\x13.slimfaas.v1.MemberR\x06member\x123\n" +
+	"\x15configuration_version\x18\x02 \x01(\x04R\x14configurationVersion\"_\n" +
+	"\x14PromoteMemberRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
+	"\x15configuration_version\x18\x02 \x01(\x04R\x14configurationVersion\"t\n" +
+	"\x13RemoveMemberRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
+	"\x15configuration_version\x18\x02 \x01(\x04R\x14configurationVersion\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"c\n" +
+	"\x0eChangeResponse\x123\n" +
+	"\x15configuration_version\x18\x01 \x01(\x04R\x14configurationVersion\x12\x1c\n" +
+	"\tunchanged\x18\x02 \x01(\bR\tunchanged\"!\n" +
+	"\x0fTransferRequest\x12\x0e\n" +
+	"\x02to\x18\x01 \x01(\tR\x02to\"\x12\n" +
+	"\x10TransferResponse\"\x0f\n" +
+	"\rBackupRequest\"\x8f\x01\n" +
+	"\x0eBackupResponse\x123\n" +
+	"\x06header\x18\x01 \x01(\v2\x19.slimfaas.v1.BackupHeaderH\x00R\x06header\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x12*\n" +
+	"\x03end\x18\x03 \x01(\v2\x16.slimfaas.v1.BackupEndH\x00R\x03endB\x06\n" +
+	"\x04part\"\xc6\x01\n" +
+	"\fBackupHeader\x12\"\n" +
+	"\finstallation\x18\x01 \x01(\tR\finstallation\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\x12\x14\n" +
+	"\x05index\x18\x04 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04term\x18\x05 \x01(\x04R\x04term\x12\x12\n" +
+	"\x04size\x18\x06 \x01(\x04R\x04size\x12&\n" +
+	"\x0fcreated_unix_ms\x18\a \x01(\x03R\rcreatedUnixMs\"#\n" +
+	"\tBackupEnd\x12\x16\n" +
+	"\x06sha256\x18\x01 \x01(\fR\x06sha256\"1\n" +
 	"\aVersion\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\"\xc4\x02\n" +
@@ -6147,7 +6959,10 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\x10CODE_UNAVAILABLE\x10\b\x12\x10\n" +
 	"\fCODE_UNKNOWN\x10\t\x12\x11\n" +
 	"\rCODE_INTERNAL\x10\n" +
-	"*[\n" +
+	"*1\n" +
+	"\x06Reason\x12\x16\n" +
+	"\x12REASON_UNSPECIFIED\x10\x00\x12\x0f\n" +
+	"\vREASON_DISK\x10\x01*[\n" +
 	"\vSessionKind\x12\x1c\n" +
 	"\x18SESSION_KIND_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11SESSION_KIND_EDGE\x10\x01\x12\x17\n" +
@@ -6192,7 +7007,14 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\x06Demand\x12\x1a.slimfaas.v1.DemandRequest\x1a\x19.slimfaas.v1.DemandReport\x12D\n" +
 	"\aCluster\x12\x1b.slimfaas.v1.ClusterRequest\x1a\x1c.slimfaas.v1.ClusterResponse2M\n" +
 	"\fTableService\x12=\n" +
-	"\x04Pull\x12\x18.slimfaas.v1.PullRequest\x1a\x19.slimfaas.v1.PullResponse0\x01B/Z-github.com/slimfaas/slimfaas/shared/wire;wireb\x06proto3"
+	"\x04Pull\x12\x18.slimfaas.v1.PullRequest\x1a\x19.slimfaas.v1.PullResponse0\x012\xc2\x03\n" +
+	"\fAdminService\x12;\n" +
+	"\x04Node\x12\x18.slimfaas.v1.NodeRequest\x1a\x19.slimfaas.v1.NodeResponse\x12G\n" +
+	"\tAddMember\x12\x1d.slimfaas.v1.AddMemberRequest\x1a\x1b.slimfaas.v1.ChangeResponse\x12O\n" +
+	"\rPromoteMember\x12!.slimfaas.v1.PromoteMemberRequest\x1a\x1b.slimfaas.v1.ChangeResponse\x12M\n" +
+	"\fRemoveMember\x12 .slimfaas.v1.RemoveMemberRequest\x1a\x1b.slimfaas.v1.ChangeResponse\x12G\n" +
+	"\bTransfer\x12\x1c.slimfaas.v1.TransferRequest\x1a\x1d.slimfaas.v1.TransferResponse\x12C\n" +
+	"\x06Backup\x12\x1a.slimfaas.v1.BackupRequest\x1a\x1b.slimfaas.v1.BackupResponse0\x01B/Z-github.com/slimfaas/slimfaas/shared/wire;wireb\x06proto3"
 
 var (
 	file_slimfaas_proto_rawDescOnce sync.Once
@@ -6206,189 +7028,219 @@ func file_slimfaas_proto_rawDescGZIP() []byte {
 	return file_slimfaas_proto_rawDescData
 }
 
-var file_slimfaas_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_slimfaas_proto_msgTypes = make([]protoimpl.MessageInfo, 79)
+var file_slimfaas_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_slimfaas_proto_msgTypes = make([]protoimpl.MessageInfo, 91)
 var file_slimfaas_proto_goTypes = []any{
-	(Code)(0),                  // 0: slimfaas.v1.Code
-	(SessionKind)(0),           // 1: slimfaas.v1.SessionKind
-	(TryOutcome)(0),            // 2: slimfaas.v1.TryOutcome
-	(CallState)(0),             // 3: slimfaas.v1.CallState
-	(ReplicaState)(0),          // 4: slimfaas.v1.ReplicaState
-	(ProbeKind)(0),             // 5: slimfaas.v1.ProbeKind
-	(*NotLeader)(nil),          // 6: slimfaas.v1.NotLeader
-	(*SubmitRequest)(nil),      // 7: slimfaas.v1.SubmitRequest
-	(*SubmitResponse)(nil),     // 8: slimfaas.v1.SubmitResponse
-	(*Op)(nil),                 // 9: slimfaas.v1.Op
-	(*OpResult)(nil),           // 10: slimfaas.v1.OpResult
-	(*Accept)(nil),             // 11: slimfaas.v1.Accept
-	(*AcceptFrame)(nil),        // 12: slimfaas.v1.AcceptFrame
-	(*Callback)(nil),           // 13: slimfaas.v1.Callback
-	(*Cancel)(nil),             // 14: slimfaas.v1.Cancel
-	(*OpenSession)(nil),        // 15: slimfaas.v1.OpenSession
-	(*CloseSession)(nil),       // 16: slimfaas.v1.CloseSession
-	(*AcquireLock)(nil),        // 17: slimfaas.v1.AcquireLock
-	(*ReleaseLock)(nil),        // 18: slimfaas.v1.ReleaseLock
-	(*RecordActivity)(nil),     // 19: slimfaas.v1.RecordActivity
-	(*Activity)(nil),           // 20: slimfaas.v1.Activity
-	(*SetScale)(nil),           // 21: slimfaas.v1.SetScale
-	(*HeartbeatRequest)(nil),   // 22: slimfaas.v1.HeartbeatRequest
-	(*HeartbeatResponse)(nil),  // 23: slimfaas.v1.HeartbeatResponse
-	(*DeliverUp)(nil),          // 24: slimfaas.v1.DeliverUp
-	(*DeliverDown)(nil),        // 25: slimfaas.v1.DeliverDown
-	(*Hello)(nil),              // 26: slimfaas.v1.Hello
-	(*Capacity)(nil),           // 27: slimfaas.v1.Capacity
-	(*Held)(nil),               // 28: slimfaas.v1.Held
-	(*HeldHeartbeat)(nil),      // 29: slimfaas.v1.HeldHeartbeat
-	(*Welcome)(nil),            // 30: slimfaas.v1.Welcome
-	(*Grant)(nil),              // 31: slimfaas.v1.Grant
-	(*GrantFrame)(nil),         // 32: slimfaas.v1.GrantFrame
-	(*Withdraw)(nil),           // 33: slimfaas.v1.Withdraw
-	(*TryResult)(nil),          // 34: slimfaas.v1.TryResult
-	(*ResultAck)(nil),          // 35: slimfaas.v1.ResultAck
-	(*ListHeld)(nil),           // 36: slimfaas.v1.ListHeld
-	(*StoredRequest)(nil),      // 37: slimfaas.v1.StoredRequest
-	(*StoredAnswer)(nil),       // 38: slimfaas.v1.StoredAnswer
-	(*Header)(nil),             // 39: slimfaas.v1.Header
-	(*GetCallRequest)(nil),     // 40: slimfaas.v1.GetCallRequest
-	(*GetCallResponse)(nil),    // 41: slimfaas.v1.GetCallResponse
-	(*GetResultRequest)(nil),   // 42: slimfaas.v1.GetResultRequest
-	(*GetResultResponse)(nil),  // 43: slimfaas.v1.GetResultResponse
-	(*ListDeadRequest)(nil),    // 44: slimfaas.v1.ListDeadRequest
-	(*ListDeadResponse)(nil),   // 45: slimfaas.v1.ListDeadResponse
-	(*RedriveRequest)(nil),     // 46: slimfaas.v1.RedriveRequest
-	(*RedriveResponse)(nil),    // 47: slimfaas.v1.RedriveResponse
-	(*PurgeRequest)(nil),       // 48: slimfaas.v1.PurgeRequest
-	(*PurgeResponse)(nil),      // 49: slimfaas.v1.PurgeResponse
-	(*Call)(nil),               // 50: slimfaas.v1.Call
-	(*FactsRequest)(nil),       // 51: slimfaas.v1.FactsRequest
-	(*FactsResponse)(nil),      // 52: slimfaas.v1.FactsResponse
-	(*Session)(nil),            // 53: slimfaas.v1.Session
-	(*Lock)(nil),               // 54: slimfaas.v1.Lock
-	(*LastActivity)(nil),       // 55: slimfaas.v1.LastActivity
-	(*Override)(nil),           // 56: slimfaas.v1.Override
-	(*DemandRequest)(nil),      // 57: slimfaas.v1.DemandRequest
-	(*ClusterRequest)(nil),     // 58: slimfaas.v1.ClusterRequest
-	(*ClusterResponse)(nil),    // 59: slimfaas.v1.ClusterResponse
-	(*Member)(nil),             // 60: slimfaas.v1.Member
-	(*Version)(nil),            // 61: slimfaas.v1.Version
-	(*FunctionRecord)(nil),     // 62: slimfaas.v1.FunctionRecord
-	(*Replica)(nil),            // 63: slimfaas.v1.Replica
-	(*Probe)(nil),              // 64: slimfaas.v1.Probe
-	(*TableDigest)(nil),        // 65: slimfaas.v1.TableDigest
-	(*PullRequest)(nil),        // 66: slimfaas.v1.PullRequest
-	(*PullResponse)(nil),       // 67: slimfaas.v1.PullResponse
-	(*Wake)(nil),               // 68: slimfaas.v1.Wake
-	(*Sighting)(nil),           // 69: slimfaas.v1.Sighting
-	(*RecordAnnouncement)(nil), // 70: slimfaas.v1.RecordAnnouncement
-	(*LoadReport)(nil),         // 71: slimfaas.v1.LoadReport
-	(*FunctionLoad)(nil),       // 72: slimfaas.v1.FunctionLoad
-	(*DrainReport)(nil),        // 73: slimfaas.v1.DrainReport
-	(*DemandReport)(nil),       // 74: slimfaas.v1.DemandReport
-	(*FunctionDemand)(nil),     // 75: slimfaas.v1.FunctionDemand
-	(*FactsChanged)(nil),       // 76: slimfaas.v1.FactsChanged
-	(*TableAsk)(nil),           // 77: slimfaas.v1.TableAsk
-	(*ExplainRequest)(nil),     // 78: slimfaas.v1.ExplainRequest
-	(*ExplainResponse)(nil),    // 79: slimfaas.v1.ExplainResponse
-	(*EventShare)(nil),         // 80: slimfaas.v1.EventShare
-	(*EventTarget)(nil),        // 81: slimfaas.v1.EventTarget
-	(*EventShareAck)(nil),      // 82: slimfaas.v1.EventShareAck
-	(*EventShareResult)(nil),   // 83: slimfaas.v1.EventShareResult
-	(*EventResult)(nil),        // 84: slimfaas.v1.EventResult
+	(Code)(0),                    // 0: slimfaas.v1.Code
+	(Reason)(0),                  // 1: slimfaas.v1.Reason
+	(SessionKind)(0),             // 2: slimfaas.v1.SessionKind
+	(TryOutcome)(0),              // 3: slimfaas.v1.TryOutcome
+	(CallState)(0),               // 4: slimfaas.v1.CallState
+	(ReplicaState)(0),            // 5: slimfaas.v1.ReplicaState
+	(ProbeKind)(0),               // 6: slimfaas.v1.ProbeKind
+	(*NotLeader)(nil),            // 7: slimfaas.v1.NotLeader
+	(*SubmitRequest)(nil),        // 8: slimfaas.v1.SubmitRequest
+	(*SubmitResponse)(nil),       // 9: slimfaas.v1.SubmitResponse
+	(*Op)(nil),                   // 10: slimfaas.v1.Op
+	(*OpResult)(nil),             // 11: slimfaas.v1.OpResult
+	(*Accept)(nil),               // 12: slimfaas.v1.Accept
+	(*AcceptFrame)(nil),          // 13: slimfaas.v1.AcceptFrame
+	(*Callback)(nil),             // 14: slimfaas.v1.Callback
+	(*Cancel)(nil),               // 15: slimfaas.v1.Cancel
+	(*OpenSession)(nil),          // 16: slimfaas.v1.OpenSession
+	(*CloseSession)(nil),         // 17: slimfaas.v1.CloseSession
+	(*AcquireLock)(nil),          // 18: slimfaas.v1.AcquireLock
+	(*ReleaseLock)(nil),          // 19: slimfaas.v1.ReleaseLock
+	(*RecordActivity)(nil),       // 20: slimfaas.v1.RecordActivity
+	(*Activity)(nil),             // 21: slimfaas.v1.Activity
+	(*SetScale)(nil),             // 22: slimfaas.v1.SetScale
+	(*HeartbeatRequest)(nil),     // 23: slimfaas.v1.HeartbeatRequest
+	(*HeartbeatResponse)(nil),    // 24: slimfaas.v1.HeartbeatResponse
+	(*DeliverUp)(nil),            // 25: slimfaas.v1.DeliverUp
+	(*DeliverDown)(nil),          // 26: slimfaas.v1.DeliverDown
+	(*Hello)(nil),                // 27: slimfaas.v1.Hello
+	(*Capacity)(nil),             // 28: slimfaas.v1.Capacity
+	(*Held)(nil),                 // 29: slimfaas.v1.Held
+	(*HeldHeartbeat)(nil),        // 30: slimfaas.v1.HeldHeartbeat
+	(*Welcome)(nil),              // 31: slimfaas.v1.Welcome
+	(*Grant)(nil),                // 32: slimfaas.v1.Grant
+	(*GrantFrame)(nil),           // 33: slimfaas.v1.GrantFrame
+	(*Withdraw)(nil),             // 34: slimfaas.v1.Withdraw
+	(*TryResult)(nil),            // 35: slimfaas.v1.TryResult
+	(*ResultAck)(nil),            // 36: slimfaas.v1.ResultAck
+	(*ListHeld)(nil),             // 37: slimfaas.v1.ListHeld
+	(*StoredRequest)(nil),        // 38: slimfaas.v1.StoredRequest
+	(*StoredAnswer)(nil),         // 39: slimfaas.v1.StoredAnswer
+	(*Header)(nil),               // 40: slimfaas.v1.Header
+	(*GetCallRequest)(nil),       // 41: slimfaas.v1.GetCallRequest
+	(*GetCallResponse)(nil),      // 42: slimfaas.v1.GetCallResponse
+	(*GetResultRequest)(nil),     // 43: slimfaas.v1.GetResultRequest
+	(*GetResultResponse)(nil),    // 44: slimfaas.v1.GetResultResponse
+	(*ListDeadRequest)(nil),      // 45: slimfaas.v1.ListDeadRequest
+	(*ListDeadResponse)(nil),     // 46: slimfaas.v1.ListDeadResponse
+	(*RedriveRequest)(nil),       // 47: slimfaas.v1.RedriveRequest
+	(*RedriveResponse)(nil),      // 48: slimfaas.v1.RedriveResponse
+	(*PurgeRequest)(nil),         // 49: slimfaas.v1.PurgeRequest
+	(*PurgeResponse)(nil),        // 50: slimfaas.v1.PurgeResponse
+	(*Call)(nil),                 // 51: slimfaas.v1.Call
+	(*FactsRequest)(nil),         // 52: slimfaas.v1.FactsRequest
+	(*FactsResponse)(nil),        // 53: slimfaas.v1.FactsResponse
+	(*Session)(nil),              // 54: slimfaas.v1.Session
+	(*Lock)(nil),                 // 55: slimfaas.v1.Lock
+	(*LastActivity)(nil),         // 56: slimfaas.v1.LastActivity
+	(*Override)(nil),             // 57: slimfaas.v1.Override
+	(*DemandRequest)(nil),        // 58: slimfaas.v1.DemandRequest
+	(*ClusterRequest)(nil),       // 59: slimfaas.v1.ClusterRequest
+	(*ClusterResponse)(nil),      // 60: slimfaas.v1.ClusterResponse
+	(*Member)(nil),               // 61: slimfaas.v1.Member
+	(*NodeRequest)(nil),          // 62: slimfaas.v1.NodeRequest
+	(*NodeResponse)(nil),         // 63: slimfaas.v1.NodeResponse
+	(*AddMemberRequest)(nil),     // 64: slimfaas.v1.AddMemberRequest
+	(*PromoteMemberRequest)(nil), // 65: slimfaas.v1.PromoteMemberRequest
+	(*RemoveMemberRequest)(nil),  // 66: slimfaas.v1.RemoveMemberRequest
+	(*ChangeResponse)(nil),       // 67: slimfaas.v1.ChangeResponse
+	(*TransferRequest)(nil),      // 68: slimfaas.v1.TransferRequest
+	(*TransferResponse)(nil),     // 69: slimfaas.v1.TransferResponse
+	(*BackupRequest)(nil),        // 70: slimfaas.v1.BackupRequest
+	(*BackupResponse)(nil),       // 71: slimfaas.v1.BackupResponse
+	(*BackupHeader)(nil),         // 72: slimfaas.v1.BackupHeader
+	(*BackupEnd)(nil),            // 73: slimfaas.v1.BackupEnd
+	(*Version)(nil),              // 74: slimfaas.v1.Version
+	(*FunctionRecord)(nil),       // 75: slimfaas.v1.FunctionRecord
+	(*Replica)(nil),              // 76: slimfaas.v1.Replica
+	(*Probe)(nil),                // 77: slimfaas.v1.Probe
+	(*TableDigest)(nil),          // 78: slimfaas.v1.TableDigest
+	(*PullRequest)(nil),          // 79: slimfaas.v1.PullRequest
+	(*PullResponse)(nil),         // 80: slimfaas.v1.PullResponse
+	(*Wake)(nil),                 // 81: slimfaas.v1.Wake
+	(*Sighting)(nil),             // 82: slimfaas.v1.Sighting
+	(*RecordAnnouncement)(nil),   // 83: slimfaas.v1.RecordAnnouncement
+	(*LoadReport)(nil),           // 84: slimfaas.v1.LoadReport
+	(*FunctionLoad)(nil),         // 85: slimfaas.v1.FunctionLoad
+	(*DrainReport)(nil),          // 86: slimfaas.v1.DrainReport
+	(*DemandReport)(nil),         // 87: slimfaas.v1.DemandReport
+	(*FunctionDemand)(nil),       // 88: slimfaas.v1.FunctionDemand
+	(*FactsChanged)(nil),         // 89: slimfaas.v1.FactsChanged
+	(*TableAsk)(nil),             // 90: slimfaas.v1.TableAsk
+	(*ExplainRequest)(nil),       // 91: slimfaas.v1.ExplainRequest
+	(*ExplainResponse)(nil),      // 92: slimfaas.v1.ExplainResponse
+	(*EventShare)(nil),           // 93: slimfaas.v1.EventShare
+	(*EventTarget)(nil),          // 94: slimfaas.v1.EventTarget
+	(*EventShareAck)(nil),        // 95: slimfaas.v1.EventShareAck
+	(*EventShareResult)(nil),     // 96: slimfaas.v1.EventShareResult
+	(*EventResult)(nil),          // 97: slimfaas.v1.EventResult
 }
 var file_slimfaas_proto_depIdxs = []int32{
-	9,  // 0: slimfaas.v1.SubmitRequest.ops:type_name -> slimfaas.v1.Op
-	10, // 1: slimfaas.v1.SubmitResponse.results:type_name -> slimfaas.v1.OpResult
-	11, // 2: slimfaas.v1.Op.accept:type_name -> slimfaas.v1.Accept
-	12, // 3: slimfaas.v1.Op.accept_frame:type_name -> slimfaas.v1.AcceptFrame
-	13, // 4: slimfaas.v1.Op.callback:type_name -> slimfaas.v1.Callback
-	14, // 5: slimfaas.v1.Op.cancel:type_name -> slimfaas.v1.Cancel
-	15, // 6: slimfaas.v1.Op.open_session:type_name -> slimfaas.v1.OpenSession
-	16, // 7: slimfaas.v1.Op.close_session:type_name -> slimfaas.v1.CloseSession
-	17, // 8: slimfaas.v1.Op.acquire_lock:type_name -> slimfaas.v1.AcquireLock
-	18, // 9: slimfaas.v1.Op.release_lock:type_name -> slimfaas.v1.ReleaseLock
-	19, // 10: slimfaas.v1.Op.record_activity:type_name -> slimfaas.v1.RecordActivity
-	21, // 11: slimfaas.v1.Op.set_scale:type_name -> slimfaas.v1.SetScale
+	10, // 0: slimfaas.v1.SubmitRequest.ops:type_name -> slimfaas.v1.Op
+	11, // 1: slimfaas.v1.SubmitResponse.results:type_name -> slimfaas.v1.OpResult
+	12, // 2: slimfaas.v1.Op.accept:type_name -> slimfaas.v1.Accept
+	13, // 3: slimfaas.v1.Op.accept_frame:type_name -> slimfaas.v1.AcceptFrame
+	14, // 4: slimfaas.v1.Op.callback:type_name -> slimfaas.v1.Callback
+	15, // 5: slimfaas.v1.Op.cancel:type_name -> slimfaas.v1.Cancel
+	16, // 6: slimfaas.v1.Op.open_session:type_name -> slimfaas.v1.OpenSession
+	17, // 7: slimfaas.v1.Op.close_session:type_name -> slimfaas.v1.CloseSession
+	18, // 8: slimfaas.v1.Op.acquire_lock:type_name -> slimfaas.v1.AcquireLock
+	19, // 9: slimfaas.v1.Op.release_lock:type_name -> slimfaas.v1.ReleaseLock
+	20, // 10: slimfaas.v1.Op.record_activity:type_name -> slimfaas.v1.RecordActivity
+	22, // 11: slimfaas.v1.Op.set_scale:type_name -> slimfaas.v1.SetScale
 	0,  // 12: slimfaas.v1.OpResult.code:type_name -> slimfaas.v1.Code
-	1,  // 13: slimfaas.v1.OpenSession.kind:type_name -> slimfaas.v1.SessionKind
-	20, // 14: slimfaas.v1.RecordActivity.activities:type_name -> slimfaas.v1.Activity
-	0,  // 15: slimfaas.v1.HeartbeatResponse.code:type_name -> slimfaas.v1.Code
-	26, // 16: slimfaas.v1.DeliverUp.hello:type_name -> slimfaas.v1.Hello
-	27, // 17: slimfaas.v1.DeliverUp.capacity:type_name -> slimfaas.v1.Capacity
-	34, // 18: slimfaas.v1.DeliverUp.result:type_name -> slimfaas.v1.TryResult
-	29, // 19: slimfaas.v1.DeliverUp.heartbeat:type_name -> slimfaas.v1.HeldHeartbeat
-	30, // 20: slimfaas.v1.DeliverDown.welcome:type_name -> slimfaas.v1.Welcome
-	31, // 21: slimfaas.v1.DeliverDown.grant:type_name -> slimfaas.v1.Grant
-	32, // 22: slimfaas.v1.DeliverDown.grant_frame:type_name -> slimfaas.v1.GrantFrame
-	33, // 23: slimfaas.v1.DeliverDown.withdraw:type_name -> slimfaas.v1.Withdraw
-	35, // 24: slimfaas.v1.DeliverDown.result_ack:type_name -> slimfaas.v1.ResultAck
-	36, // 25: slimfaas.v1.DeliverDown.list_held:type_name -> slimfaas.v1.ListHeld
-	6,  // 26: slimfaas.v1.DeliverDown.not_leader:type_name -> slimfaas.v1.NotLeader
-	27, // 27: slimfaas.v1.Hello.capacity:type_name -> slimfaas.v1.Capacity
-	28, // 28: slimfaas.v1.Hello.held:type_name -> slimfaas.v1.Held
-	28, // 29: slimfaas.v1.HeldHeartbeat.held:type_name -> slimfaas.v1.Held
-	2,  // 30: slimfaas.v1.TryResult.outcome:type_name -> slimfaas.v1.TryOutcome
-	0,  // 31: slimfaas.v1.ResultAck.code:type_name -> slimfaas.v1.Code
-	39, // 32: slimfaas.v1.StoredRequest.headers:type_name -> slimfaas.v1.Header
-	39, // 33: slimfaas.v1.StoredAnswer.headers:type_name -> slimfaas.v1.Header
-	50, // 34: slimfaas.v1.GetCallResponse.call:type_name -> slimfaas.v1.Call
-	50, // 35: slimfaas.v1.GetResultResponse.call:type_name -> slimfaas.v1.Call
-	0,  // 36: slimfaas.v1.ListDeadResponse.code:type_name -> slimfaas.v1.Code
-	50, // 37: slimfaas.v1.ListDeadResponse.calls:type_name -> slimfaas.v1.Call
-	3,  // 38: slimfaas.v1.Call.state:type_name -> slimfaas.v1.CallState
-	53, // 39: slimfaas.v1.FactsResponse.sessions:type_name -> slimfaas.v1.Session
-	54, // 40: slimfaas.v1.FactsResponse.locks:type_name -> slimfaas.v1.Lock
-	55, // 41: slimfaas.v1.FactsResponse.history:type_name -> slimfaas.v1.LastActivity
-	56, // 42: slimfaas.v1.FactsResponse.overrides:type_name -> slimfaas.v1.Override
-	1,  // 43: slimfaas.v1.Session.kind:type_name -> slimfaas.v1.SessionKind
-	60, // 44: slimfaas.v1.ClusterResponse.members:type_name -> slimfaas.v1.Member
-	61, // 45: slimfaas.v1.FunctionRecord.version:type_name -> slimfaas.v1.Version
-	63, // 46: slimfaas.v1.FunctionRecord.replicas:type_name -> slimfaas.v1.Replica
-	4,  // 47: slimfaas.v1.Replica.state:type_name -> slimfaas.v1.ReplicaState
-	64, // 48: slimfaas.v1.Replica.probe:type_name -> slimfaas.v1.Probe
-	5,  // 49: slimfaas.v1.Probe.kind:type_name -> slimfaas.v1.ProbeKind
-	61, // 50: slimfaas.v1.TableDigest.version:type_name -> slimfaas.v1.Version
-	61, // 51: slimfaas.v1.PullRequest.since:type_name -> slimfaas.v1.Version
-	65, // 52: slimfaas.v1.PullResponse.digest:type_name -> slimfaas.v1.TableDigest
-	62, // 53: slimfaas.v1.PullResponse.records:type_name -> slimfaas.v1.FunctionRecord
-	63, // 54: slimfaas.v1.Sighting.replica:type_name -> slimfaas.v1.Replica
-	62, // 55: slimfaas.v1.RecordAnnouncement.record:type_name -> slimfaas.v1.FunctionRecord
-	61, // 56: slimfaas.v1.RecordAnnouncement.version:type_name -> slimfaas.v1.Version
-	72, // 57: slimfaas.v1.LoadReport.functions:type_name -> slimfaas.v1.FunctionLoad
-	73, // 58: slimfaas.v1.FunctionLoad.draining:type_name -> slimfaas.v1.DrainReport
-	61, // 59: slimfaas.v1.DrainReport.version:type_name -> slimfaas.v1.Version
-	75, // 60: slimfaas.v1.DemandReport.functions:type_name -> slimfaas.v1.FunctionDemand
-	37, // 61: slimfaas.v1.EventShare.request:type_name -> slimfaas.v1.StoredRequest
-	81, // 62: slimfaas.v1.EventShare.targets:type_name -> slimfaas.v1.EventTarget
-	84, // 63: slimfaas.v1.EventShareResult.results:type_name -> slimfaas.v1.EventResult
-	7,  // 64: slimfaas.v1.QueueService.Submit:input_type -> slimfaas.v1.SubmitRequest
-	24, // 65: slimfaas.v1.QueueService.Deliver:input_type -> slimfaas.v1.DeliverUp
-	22, // 66: slimfaas.v1.QueueService.Heartbeat:input_type -> slimfaas.v1.HeartbeatRequest
-	40, // 67: slimfaas.v1.QueueService.GetCall:input_type -> slimfaas.v1.GetCallRequest
-	42, // 68: slimfaas.v1.QueueService.GetResult:input_type -> slimfaas.v1.GetResultRequest
-	44, // 69: slimfaas.v1.QueueService.ListDead:input_type -> slimfaas.v1.ListDeadRequest
-	46, // 70: slimfaas.v1.QueueService.Redrive:input_type -> slimfaas.v1.RedriveRequest
-	48, // 71: slimfaas.v1.QueueService.Purge:input_type -> slimfaas.v1.PurgeRequest
-	51, // 72: slimfaas.v1.QueueService.Facts:input_type -> slimfaas.v1.FactsRequest
-	57, // 73: slimfaas.v1.QueueService.Demand:input_type -> slimfaas.v1.DemandRequest
-	58, // 74: slimfaas.v1.QueueService.Cluster:input_type -> slimfaas.v1.ClusterRequest
-	66, // 75: slimfaas.v1.TableService.Pull:input_type -> slimfaas.v1.PullRequest
-	8,  // 76: slimfaas.v1.QueueService.Submit:output_type -> slimfaas.v1.SubmitResponse
-	25, // 77: slimfaas.v1.QueueService.Deliver:output_type -> slimfaas.v1.DeliverDown
-	23, // 78: slimfaas.v1.QueueService.Heartbeat:output_type -> slimfaas.v1.HeartbeatResponse
-	41, // 79: slimfaas.v1.QueueService.GetCall:output_type -> slimfaas.v1.GetCallResponse
-	43, // 80: slimfaas.v1.QueueService.GetResult:output_type -> slimfaas.v1.GetResultResponse
-	45, // 81: slimfaas.v1.QueueService.ListDead:output_type -> slimfaas.v1.ListDeadResponse
-	47, // 82: slimfaas.v1.QueueService.Redrive:output_type -> slimfaas.v1.RedriveResponse
-	49, // 83: slimfaas.v1.QueueService.Purge:output_type -> slimfaas.v1.PurgeResponse
-	52, // 84: slimfaas.v1.QueueService.Facts:output_type -> slimfaas.v1.FactsResponse
-	74, // 85: slimfaas.v1.QueueService.Demand:output_type -> slimfaas.v1.DemandReport
-	59, // 86: slimfaas.v1.QueueService.Cluster:output_type -> slimfaas.v1.ClusterResponse
-	67, // 87: slimfaas.v1.TableService.Pull:output_type -> slimfaas.v1.PullResponse
-	76, // [76:88] is the sub-list for method output_type
-	64, // [64:76] is the sub-list for method input_type
-	64, // [64:64] is the sub-list for extension type_name
-	64, // [64:64] is the sub-list for extension extendee
-	0,  // [0:64] is the sub-list for field type_name
+	1,  // 13: slimfaas.v1.OpResult.reason:type_name -> slimfaas.v1.Reason
+	2,  // 14: slimfaas.v1.OpenSession.kind:type_name -> slimfaas.v1.SessionKind
+	21, // 15: slimfaas.v1.RecordActivity.activities:type_name -> slimfaas.v1.Activity
+	0,  // 16: slimfaas.v1.HeartbeatResponse.code:type_name -> slimfaas.v1.Code
+	27, // 17: slimfaas.v1.DeliverUp.hello:type_name -> slimfaas.v1.Hello
+	28, // 18: slimfaas.v1.DeliverUp.capacity:type_name -> slimfaas.v1.Capacity
+	35, // 19: slimfaas.v1.DeliverUp.result:type_name -> slimfaas.v1.TryResult
+	30, // 20: slimfaas.v1.DeliverUp.heartbeat:type_name -> slimfaas.v1.HeldHeartbeat
+	31, // 21: slimfaas.v1.DeliverDown.welcome:type_name -> slimfaas.v1.Welcome
+	32, // 22: slimfaas.v1.DeliverDown.grant:type_name -> slimfaas.v1.Grant
+	33, // 23: slimfaas.v1.DeliverDown.grant_frame:type_name -> slimfaas.v1.GrantFrame
+	34, // 24: slimfaas.v1.DeliverDown.withdraw:type_name -> slimfaas.v1.Withdraw
+	36, // 25: slimfaas.v1.DeliverDown.result_ack:type_name -> slimfaas.v1.ResultAck
+	37, // 26: slimfaas.v1.DeliverDown.list_held:type_name -> slimfaas.v1.ListHeld
+	7,  // 27: slimfaas.v1.DeliverDown.not_leader:type_name -> slimfaas.v1.NotLeader
+	28, // 28: slimfaas.v1.Hello.capacity:type_name -> slimfaas.v1.Capacity
+	29, // 29: slimfaas.v1.Hello.held:type_name -> slimfaas.v1.Held
+	29, // 30: slimfaas.v1.HeldHeartbeat.held:type_name -> slimfaas.v1.Held
+	3,  // 31: slimfaas.v1.TryResult.outcome:type_name -> slimfaas.v1.TryOutcome
+	0,  // 32: slimfaas.v1.ResultAck.code:type_name -> slimfaas.v1.Code
+	40, // 33: slimfaas.v1.StoredRequest.headers:type_name -> slimfaas.v1.Header
+	40, // 34: slimfaas.v1.StoredAnswer.headers:type_name -> slimfaas.v1.Header
+	51, // 35: slimfaas.v1.GetCallResponse.call:type_name -> slimfaas.v1.Call
+	51, // 36: slimfaas.v1.GetResultResponse.call:type_name -> slimfaas.v1.Call
+	0,  // 37: slimfaas.v1.ListDeadResponse.code:type_name -> slimfaas.v1.Code
+	51, // 38: slimfaas.v1.ListDeadResponse.calls:type_name -> slimfaas.v1.Call
+	4,  // 39: slimfaas.v1.Call.state:type_name -> slimfaas.v1.CallState
+	54, // 40: slimfaas.v1.FactsResponse.sessions:type_name -> slimfaas.v1.Session
+	55, // 41: slimfaas.v1.FactsResponse.locks:type_name -> slimfaas.v1.Lock
+	56, // 42: slimfaas.v1.FactsResponse.history:type_name -> slimfaas.v1.LastActivity
+	57, // 43: slimfaas.v1.FactsResponse.overrides:type_name -> slimfaas.v1.Override
+	2,  // 44: slimfaas.v1.Session.kind:type_name -> slimfaas.v1.SessionKind
+	61, // 45: slimfaas.v1.ClusterResponse.members:type_name -> slimfaas.v1.Member
+	60, // 46: slimfaas.v1.NodeResponse.cluster:type_name -> slimfaas.v1.ClusterResponse
+	61, // 47: slimfaas.v1.AddMemberRequest.member:type_name -> slimfaas.v1.Member
+	72, // 48: slimfaas.v1.BackupResponse.header:type_name -> slimfaas.v1.BackupHeader
+	73, // 49: slimfaas.v1.BackupResponse.end:type_name -> slimfaas.v1.BackupEnd
+	74, // 50: slimfaas.v1.FunctionRecord.version:type_name -> slimfaas.v1.Version
+	76, // 51: slimfaas.v1.FunctionRecord.replicas:type_name -> slimfaas.v1.Replica
+	5,  // 52: slimfaas.v1.Replica.state:type_name -> slimfaas.v1.ReplicaState
+	77, // 53: slimfaas.v1.Replica.probe:type_name -> slimfaas.v1.Probe
+	6,  // 54: slimfaas.v1.Probe.kind:type_name -> slimfaas.v1.ProbeKind
+	74, // 55: slimfaas.v1.TableDigest.version:type_name -> slimfaas.v1.Version
+	74, // 56: slimfaas.v1.PullRequest.since:type_name -> slimfaas.v1.Version
+	78, // 57: slimfaas.v1.PullResponse.digest:type_name -> slimfaas.v1.TableDigest
+	75, // 58: slimfaas.v1.PullResponse.records:type_name -> slimfaas.v1.FunctionRecord
+	76, // 59: slimfaas.v1.Sighting.replica:type_name -> slimfaas.v1.Replica
+	75, // 60: slimfaas.v1.RecordAnnouncement.record:type_name -> slimfaas.v1.FunctionRecord
+	74, // 61: slimfaas.v1.RecordAnnouncement.version:type_name -> slimfaas.v1.Version
+	85, // 62: slimfaas.v1.LoadReport.functions:type_name -> slimfaas.v1.FunctionLoad
+	86, // 63: slimfaas.v1.FunctionLoad.draining:type_name -> slimfaas.v1.DrainReport
+	74, // 64: slimfaas.v1.DrainReport.version:type_name -> slimfaas.v1.Version
+	88, // 65: slimfaas.v1.DemandReport.functions:type_name -> slimfaas.v1.FunctionDemand
+	38, // 66: slimfaas.v1.EventShare.request:type_name -> slimfaas.v1.StoredRequest
+	94, // 67: slimfaas.v1.EventShare.targets:type_name -> slimfaas.v1.EventTarget
+	97, // 68: slimfaas.v1.EventShareResult.results:type_name -> slimfaas.v1.EventResult
+	8,  // 69: slimfaas.v1.QueueService.Submit:input_type -> slimfaas.v1.SubmitRequest
+	25, // 70: slimfaas.v1.QueueService.Deliver:input_type -> slimfaas.v1.DeliverUp
+	23, // 71: slimfaas.v1.QueueService.Heartbeat:input_type -> slimfaas.v1.HeartbeatRequest
+	41, // 72: slimfaas.v1.QueueService.GetCall:input_type -> slimfaas.v1.GetCallRequest
+	43, // 73: slimfaas.v1.QueueService.GetResult:input_type -> slimfaas.v1.GetResultRequest
+	45, // 74: slimfaas.v1.QueueService.ListDead:input_type -> slimfaas.v1.ListDeadRequest
+	47, // 75: slimfaas.v1.QueueService.Redrive:input_type -> slimfaas.v1.RedriveRequest
+	49, // 76: slimfaas.v1.QueueService.Purge:input_type -> slimfaas.v1.PurgeRequest
+	52, // 77: slimfaas.v1.QueueService.Facts:input_type -> slimfaas.v1.FactsRequest
+	58, // 78: slimfaas.v1.QueueService.Demand:input_type -> slimfaas.v1.DemandRequest
+	59, // 79: slimfaas.v1.QueueService.Cluster:input_type -> slimfaas.v1.ClusterRequest
+	79, // 80: slimfaas.v1.TableService.Pull:input_type -> slimfaas.v1.PullRequest
+	62, // 81: slimfaas.v1.AdminService.Node:input_type -> slimfaas.v1.NodeRequest
+	64, // 82: slimfaas.v1.AdminService.AddMember:input_type -> slimfaas.v1.AddMemberRequest
+	65, // 83: slimfaas.v1.AdminService.PromoteMember:input_type -> slimfaas.v1.PromoteMemberRequest
+	66, // 84: slimfaas.v1.AdminService.RemoveMember:input_type -> slimfaas.v1.RemoveMemberRequest
+	68, // 85: slimfaas.v1.AdminService.Transfer:input_type -> slimfaas.v1.TransferRequest
+	70, // 86: slimfaas.v1.AdminService.Backup:input_type -> slimfaas.v1.BackupRequest
+	9,  // 87: slimfaas.v1.QueueService.Submit:output_type -> slimfaas.v1.SubmitResponse
+	26, // 88: slimfaas.v1.QueueService.Deliver:output_type -> slimfaas.v1.DeliverDown
+	24, // 89: slimfaas.v1.QueueService.Heartbeat:output_type -> slimfaas.v1.HeartbeatResponse
+	42, // 90: slimfaas.v1.QueueService.GetCall:output_type -> slimfaas.v1.GetCallResponse
+	44, // 91: slimfaas.v1.QueueService.GetResult:output_type -> slimfaas.v1.GetResultResponse
+	46, // 92: slimfaas.v1.QueueService.ListDead:output_type -> slimfaas.v1.ListDeadResponse
+	48, // 93: slimfaas.v1.QueueService.Redrive:output_type -> slimfaas.v1.RedriveResponse
+	50, // 94: slimfaas.v1.QueueService.Purge:output_type -> slimfaas.v1.PurgeResponse
+	53, // 95: slimfaas.v1.QueueService.Facts:output_type -> slimfaas.v1.FactsResponse
+	87, // 96: slimfaas.v1.QueueService.Demand:output_type -> slimfaas.v1.DemandReport
+	60, // 97: slimfaas.v1.QueueService.Cluster:output_type -> slimfaas.v1.ClusterResponse
+	80, // 98: slimfaas.v1.TableService.Pull:output_type -> slimfaas.v1.PullResponse
+	63, // 99: slimfaas.v1.AdminService.Node:output_type -> slimfaas.v1.NodeResponse
+	67, // 100: slimfaas.v1.AdminService.AddMember:output_type -> slimfaas.v1.ChangeResponse
+	67, // 101: slimfaas.v1.AdminService.PromoteMember:output_type -> slimfaas.v1.ChangeResponse
+	67, // 102: slimfaas.v1.AdminService.RemoveMember:output_type -> slimfaas.v1.ChangeResponse
+	69, // 103: slimfaas.v1.AdminService.Transfer:output_type -> slimfaas.v1.TransferResponse
+	71, // 104: slimfaas.v1.AdminService.Backup:output_type -> slimfaas.v1.BackupResponse
+	87, // [87:105] is the sub-list for method output_type
+	69, // [69:87] is the sub-list for method input_type
+	69, // [69:69] is the sub-list for extension type_name
+	69, // [69:69] is the sub-list for extension extendee
+	0,  // [0:69] is the sub-list for field type_name
 }
 
 func init() { file_slimfaas_proto_init() }
@@ -6423,15 +7275,20 @@ func file_slimfaas_proto_init() {
 		(*DeliverDown_ListHeld)(nil),
 		(*DeliverDown_NotLeader)(nil),
 	}
+	file_slimfaas_proto_msgTypes[64].OneofWrappers = []any{
+		(*BackupResponse_Header)(nil),
+		(*BackupResponse_Data)(nil),
+		(*BackupResponse_End)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_slimfaas_proto_rawDesc), len(file_slimfaas_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   79,
+			NumEnums:      7,
+			NumMessages:   91,
 			NumExtensions: 0,
-			NumServices:   2,
+			NumServices:   3,
 		},
 		GoTypes:           file_slimfaas_proto_goTypes,
 		DependencyIndexes: file_slimfaas_proto_depIdxs,

@@ -57,6 +57,8 @@ type Node interface {
 	View(read func(*fsm.Machine))
 	// Payload reads what is stored at this place: of a call, or its kept answer.
 	Payload(seq uint64) ([]byte, error)
+	// Refusal is why no calls are accepted now (the disk is nearly full), for people; empty: they are.
+	Refusal() string
 	// Cluster describes members and leader as this node sees them, without the installation.
 	Cluster() *wire.ClusterResponse
 }
@@ -100,7 +102,7 @@ func New(c Config) *Server {
 }
 
 // Handler is what the API listener serves; every request needs the token of a role.
-func (s *Server) Handler() http.Handler {
+func (s *Server) Handler(admin *Admin) http.Handler {
 	options := []connect.HandlerOption{
 		connect.WithReadMaxBytes(maxMessage),
 		connect.WithCompression("gzip", nil, nil), // payloads are the callers' and the network is near
@@ -109,11 +111,12 @@ func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(wireconnect.NewQueueServiceHandler(s, options...))
 	mux.Handle(wireconnect.NewTableServiceHandler(s, options...))
+	mux.Handle(wireconnect.NewAdminServiceHandler(admin, options...))
 	return serve.RequireToken(s.config.Tokens, withCut(mux))
 }
 
-// notLeader is the error that tells a client where to go; nothing was handed over.
-func (s *Server) notLeader() error {
+// NotLeader is the error that tells a client where to go; nothing was handed over.
+func (s *Server) NotLeader() error {
 	cluster := s.config.Node.Cluster()
 	if cluster.GetLeader() == s.config.Name {
 		cluster.Leader, cluster.LeaderApi = "", "" // on its way into office, or out
@@ -134,7 +137,7 @@ func (s *Server) notLeader() error {
 func (s *Server) failed(err error) error {
 	switch {
 	case errors.Is(err, ErrNotLeader):
-		return s.notLeader()
+		return s.NotLeader()
 	case errors.Is(err, context.DeadlineExceeded):
 		return connect.NewError(connect.CodeUnavailable, errors.New("leadership could not be confirmed in time"))
 	case errors.Is(err, context.Canceled):
@@ -160,6 +163,13 @@ var allowed = map[string][]string{
 	wireconnect.QueueServiceDemandProcedure:    {RoleEdge, RoleScaler, RoleQueue},
 	wireconnect.QueueServiceClusterProcedure:   {RoleEdge, RoleScaler, RoleQueue},
 	wireconnect.TableServicePullProcedure:      {RoleEdge, RoleScaler, RoleQueue},
+
+	wireconnect.AdminServiceNodeProcedure:          {RoleQueue},
+	wireconnect.AdminServiceAddMemberProcedure:     {RoleQueue},
+	wireconnect.AdminServicePromoteMemberProcedure: {RoleQueue},
+	wireconnect.AdminServiceRemoveMemberProcedure:  {RoleQueue},
+	wireconnect.AdminServiceTransferProcedure:      {RoleQueue},
+	wireconnect.AdminServiceBackupProcedure:        {RoleQueue},
 }
 
 func (guard) check(ctx context.Context, procedure string) error {

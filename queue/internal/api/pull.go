@@ -29,13 +29,13 @@ type Puller struct {
 	scheme string // http:// or https://
 	// Leader gives host:port of the leading scaler's API; empty: none is known.
 	leader func() string
-	peers  []string // host:port of the other nodes' APIs
-	next   int      // the peer to ask first
-	failed string   // the leader's address, when it did not answer the last time
+	peers  func() []string // host:port of the other nodes' APIs, today
+	next   int             // the peer to ask first
+	failed string          // the leader's address, when it did not answer the last time
 }
 
 // NewPuller makes a puller that shows token. A nil configuration pulls unencrypted.
-func NewPuller(token string, secure *tls.Config, leader func() string, peers []string) *Puller {
+func NewPuller(token string, secure *tls.Config, leader func() string, peers func() []string) *Puller {
 	var protocols http.Protocols
 	protocols.SetHTTP2(secure != nil)
 	protocols.SetUnencryptedHTTP2(secure == nil)
@@ -62,9 +62,11 @@ func (p *Puller) Close() { p.client.CloseIdleConnections() }
 func (p *Puller) Pull(ctx context.Context, since *wire.Version) iter.Seq2[*wire.PullResponse, error] {
 	return func(yield func(*wire.PullResponse, error) bool) {
 		source := p.leader()
-		if (source == "" || source == p.failed) && len(p.peers) > 0 {
-			source = p.peers[p.next%len(p.peers)]
-			p.next++
+		if source == "" || source == p.failed {
+			if peers := p.peers(); len(peers) > 0 {
+				source = peers[p.next%len(peers)]
+				p.next++
+			}
 		}
 		p.failed = ""
 		if source == "" {
@@ -95,4 +97,15 @@ func (p *Puller) pull(
 		}
 	}
 	return stream.Err()
+}
+
+// Cluster asks another node, by host:port of its API, how it sees itself.
+func (p *Puller) Cluster(ctx context.Context, address string) (*wire.ClusterResponse, error) {
+	request := connect.NewRequest(&wire.ClusterRequest{})
+	request.Header().Set("Authorization", "Bearer "+p.token)
+	answer, err := wireconnect.NewQueueServiceClient(p.client, p.scheme+address).Cluster(ctx, request)
+	if err != nil {
+		return nil, fmt.Errorf("asking %s: %w", address, err)
+	}
+	return answer.Msg, nil
 }

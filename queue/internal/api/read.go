@@ -117,7 +117,7 @@ func (s *Server) Facts(ctx context.Context, _ *connect.Request[wire.FactsRequest
 func (s *Server) Demand(context.Context, *connect.Request[wire.DemandRequest]) (*connect.Response[wire.DemandReport], error) {
 	report, err := s.config.Dispatcher.Demand()
 	if err != nil {
-		return nil, s.notLeader()
+		return nil, s.NotLeader()
 	}
 	return connect.NewResponse(report), nil
 }
@@ -128,7 +128,7 @@ func (s *Server) Heartbeat(
 ) (*connect.Response[wire.HeartbeatResponse], error) {
 	live, err := s.config.Dispatcher.Heartbeat(r.Msg.GetSession(), r.Msg.GetIncarnation())
 	if err != nil {
-		return nil, s.notLeader()
+		return nil, s.NotLeader()
 	}
 	answer := wire.Code_CODE_OK
 	if !live {

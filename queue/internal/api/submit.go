@@ -41,7 +41,7 @@ func (s *Server) Submit(
 		case errors.Is(err, ErrUnknown) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
 			b.answerAll(wire.Code_CODE_UNKNOWN, "handed over, and not known to be committed")
 		case errors.Is(err, ErrNotLeader):
-			return nil, s.notLeader()
+			return nil, s.NotLeader()
 		default:
 			s.config.Log.Warn("proposal refused", "ops", len(b.commands), "err", err)
 			b.answerAll(wire.Code_CODE_UNAVAILABLE, err.Error())
@@ -163,6 +163,8 @@ func (b *submission) accept(a *wire.Accept, ops []*wire.Op, i int) (n int) {
 		return refuse(wire.Code_CODE_INVALID, "function is empty")
 	case len(a.GetFunction()) > maxName:
 		return refuse(wire.Code_CODE_INVALID, fmt.Sprintf("function has %d bytes, at most %d are allowed", len(a.GetFunction()), maxName))
+	case b.full(id, i, n):
+		return n
 	case max(a.GetSize(), uint64(len(a.GetPayload()))) > wire.MaxPayload:
 		return refuse(wire.Code_CODE_TOO_LARGE, fmt.Sprintf("payload has %d bytes, at most %d are allowed", max(a.GetSize(), uint64(len(a.GetPayload()))), wire.MaxPayload))
 	}
@@ -222,6 +224,24 @@ func (b *submission) options(a *wire.Accept) (o command.AcceptOptions, wrong str
 	o.Key, o.RequestHash = key, command.Hash(a.GetRequestHash())
 	o.KeyUntilUnixMs, o.MaxKeys = now+wire.IdempotencyWindow.Milliseconds(), b.server.config.MaxKeys
 	return o, ""
+}
+
+// full refuses an accept while the disk has no room for more. One that is there already is told so, as ever.
+func (b *submission) full(id command.ID, i, count int) bool {
+	why := b.server.config.Node.Refusal()
+	if why == "" {
+		return false
+	}
+	known := false
+	b.server.config.Node.View(func(m *fsm.Machine) { _, known = m.Call(id) })
+	if known {
+		return false
+	}
+	b.refuse(i, count, wire.Code_CODE_FULL, why)
+	for j := range count {
+		b.results[i+j].Reason = wire.Reason_REASON_DISK
+	}
+	return true
 }
 
 // callback needs to know the try it ends. That none is known is said only by a node that is certain to lead.

@@ -15,6 +15,7 @@ import (
 	"github.com/slimfaas/slimfaas/queue/internal/api"
 	"github.com/slimfaas/slimfaas/queue/internal/bus"
 	"github.com/slimfaas/slimfaas/queue/internal/dispatch"
+	"github.com/slimfaas/slimfaas/queue/internal/guard"
 	"github.com/slimfaas/slimfaas/queue/internal/metrics"
 	"github.com/slimfaas/slimfaas/queue/internal/raftnode"
 	"github.com/slimfaas/slimfaas/shared/nc"
@@ -43,17 +44,23 @@ type Member struct {
 	Name, RaftAddress, APIAddress, RoutesAddress string
 }
 
+func (m Member) raft() raftnode.Member {
+	return raftnode.Member{Name: m.Name, RaftAddress: m.RaftAddress, APIAddress: m.APIAddress, RoutesAddress: m.RoutesAddress}
+}
+
 // Config of a node. Addresses without an explanation are listen addresses, host:port, where port 0 takes a free one.
 type Config struct {
 	Name       string
 	DataDir    string
-	Members    []Member // the same on every node; empty: this node alone
+	Members    []Member // of a first start, the same on every node; empty: this node alone
+	Join       bool     // begin no cluster: wait to be added to one
 	SecretsDir string
 	// Insecure allows internal links without TLS on addresses that other machines reach.
 	Insecure bool
 
 	RaftAddress, APIAddress, BusAddress, RoutesAddress, AdminAddress string
 
+	Guard   Guard
 	Profile bool
 	// LogStore is where the Raft log's entries are kept; empty: segments.
 	LogStore      raftnode.LogKind
@@ -61,6 +68,13 @@ type Config struct {
 	MaxUnfinished uint64 // calls in the queue; 0: no limit
 	MaxKeys       uint64 // idempotency keys remembered; 0: no limit
 	Log           *slog.Logger
+}
+
+// Guard of a node against its disk; zero values are raftnode's defaults.
+type Guard struct {
+	WriteTimeout time.Duration
+	Disk         guard.Limits
+	Rejoin       string // installation id of the cluster that fills an empty directory
 }
 
 // App is one node, constructed and listening.
@@ -80,6 +94,7 @@ type App struct {
 	api        *serve.Server
 	admin      *serve.Server
 
+	members  atomic.Pointer[raftnode.Node] // node, once it is open, for connections that are made before
 	draining atomic.Bool
 }
 
@@ -122,12 +137,14 @@ func New(ctx context.Context, c Config) (_ *App, err error) {
 		return nil, err
 	}
 	a.node, err = raftnode.Open(raftnode.Config{
-		Name: c.Name, Members: c.raftMembers(), ListenAddress: c.RaftAddress, TLS: a.tls, Dir: c.DataDir, LogKind: c.LogStore, Log: a.log,
+		Name: c.Name, Members: c.raftMembers(), Join: c.Join, ListenAddress: c.RaftAddress, TLS: a.tls, Dir: c.DataDir, LogKind: c.LogStore, Log: a.log,
+		WriteTimeout: c.Guard.WriteTimeout, Disk: c.Guard.Disk, Rejoin: c.Guard.Rejoin,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the raft node: %w", err)
 	}
-	cluster := node{Node: a.node, members: c.Members}
+	a.members.Store(a.node)
+	cluster := node{a.node}
 	a.dispatcher = dispatch.New(dispatch.Config{
 		Node: c.Name, Log: a.node, Table: functions{a.table}, Bus: a.client, Limits: c.Limits, NotLeader: cluster.notLeader, Logger: a.log,
 	})
@@ -135,13 +152,16 @@ func New(ctx context.Context, c Config) (_ *App, err error) {
 		Name: c.Name, Node: cluster, Dispatcher: a.dispatcher, Table: a.table, Tokens: a.secrets.tokens, MaxUnfinished: c.MaxUnfinished, MaxKeys: c.MaxKeys, Log: a.log,
 	})
 	a.follow(links.pull)
+	admin := api.NewAdmin(api.AdminConfig{
+		Name: c.Name, Node: cluster, Cluster: cluster, Peers: a.puller, NotLeader: service.NotLeader, Version: obs.Version, Log: a.log,
+	})
 	a.table.Changed(func(e *table.Entry) { a.dispatcher.FunctionChanged(describe(e)) })
 	a.node.OnChange(a.dispatcher.Changed)
 	a.node.OnChange(service.Changed)
 	a.node.OnLeading(a.dispatcher.Lead)
 	a.node.OnLeading(a.install)
 
-	a.api = serve.New(serve.Options{Name: "api", Handler: service.Handler(), Log: a.log, MaxStreams: maxStreams, TLS: links.api})
+	a.api = serve.New(serve.Options{Name: "api", Handler: service.Handler(admin), Log: a.log, MaxStreams: maxStreams, TLS: links.api})
 	if err := a.api.Listen(ctx, c.APIAddress); err != nil {
 		return nil, err
 	}
@@ -182,7 +202,7 @@ func (c Config) others(address func(Member) string) []string {
 func (c Config) raftMembers() []raftnode.Member {
 	list := make([]raftnode.Member, 0, len(c.Members))
 	for _, m := range c.Members {
-		list = append(list, raftnode.Member{Name: m.Name, RaftAddress: m.RaftAddress, Voter: true})
+		list = append(list, m.raft())
 	}
 	return list
 }
@@ -204,8 +224,11 @@ func (a *App) readSecrets() error {
 	for _, r := range []string{api.RoleEdge, api.RoleQueue, api.RoleScaler} {
 		a.secrets.tokens[r] = read("token-" + r)
 	}
-	if len(a.config.Members) > 1 {
-		a.secrets.password = read("routes.password")
+	// A node alone needs it, too, from the moment on that a second one is added; without it, it opens no routes.
+	if value, err := secret.Read(a.config.SecretsDir, "routes.password"); err == nil {
+		a.secrets.password = value
+	} else if len(a.config.Members) > 1 {
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

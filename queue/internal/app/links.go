@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/slimfaas/slimfaas/queue/internal/api"
 	"github.com/slimfaas/slimfaas/shared/serve"
@@ -17,7 +18,7 @@ func (a *App) openTLS() (err error) {
 		return err
 	}
 	listeners := []struct{ name, address string }{{"raft", c.RaftAddress}, {"API", c.APIAddress}, {"bus", c.BusAddress}}
-	if len(c.Members) > 1 {
+	if a.secrets.password != "" { // a node alone opens its routes, too, if it could be joined by a second one
 		listeners = append(listeners, struct{ name, address string }{"routes", c.RoutesAddress})
 	}
 	var errs []error
@@ -43,14 +44,27 @@ func (a *App) links() links {
 	if a.tls == nil {
 		return links{}
 	}
-	members := make([]string, len(a.config.Members))
-	for i, m := range a.config.Members {
-		members[i] = m.Name
-	}
 	return links{
 		api:    a.tls.Server(tlsconf.Names(api.RoleEdge, api.RoleScaler, api.RoleQueue)),
 		bus:    a.tls.Server(tlsconf.Names(api.RoleEdge, api.RoleScaler)), // the node's own client uses no socket
-		routes: a.tls.Mesh(tlsconf.Names(members...)),
+		routes: a.tls.Mesh(a.memberNames),
 		pull:   a.tls.Client(tlsconf.Names(api.RoleScaler, api.RoleQueue)),
 	}
+}
+
+// memberNames are the nodes that the configuration lists and those that the Raft log has: a node that waits to be added knows
+// only the former, one that has run for long must know the latter.
+func (a *App) memberNames() []string {
+	var names []string
+	for _, m := range a.config.Members {
+		names = append(names, m.Name)
+	}
+	if n := a.members.Load(); n != nil {
+		for _, m := range n.Members() {
+			if !slices.Contains(names, m.Name) {
+				names = append(names, m.Name)
+			}
+		}
+	}
+	return names
 }

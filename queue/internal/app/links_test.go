@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -109,4 +110,43 @@ func TestANodeThatOthersReachNeedsCertificatesOrAPermission(t *testing.T) {
 	}
 	write(t, a, c.secrets, "queue", "queue-0")
 	c.start(config)
+}
+
+func TestWithCertificatesTheNamesAreThoseOfTheLiveMembership(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	certified := func(config *Config) {
+		dir := t.TempDir()
+		if err := os.CopyFS(dir, os.DirFS(config.SecretsDir)); err != nil {
+			t.Fatal(err)
+		}
+		write(t, a, dir, "queue", config.Name)
+		config.SecretsDir = dir
+	}
+	c := newCluster(t, 1, certified)
+	c.leader()
+	c.join("queue-1", certified)
+	c.join("queue-2", certified)
+	write(t, a, c.secrets, "queue") // the operator's
+	c.must("add", "queue-1", "queue-2")
+	c.wantVoters("queue-0", "queue-1", "queue-2")
+	for _, r := range c.nodes { // queue-0 lists nobody but itself, queue-1 does not list queue-2
+		c.eventually("routes to both others", func() bool { return len(r.bus.Peers()) == 2 })
+	}
+	c.must("transfer", "--to", "queue-2")
+	edgeDir := t.TempDir()
+	write(t, a, edgeDir, "edge")
+	edge, err := tlsconf.Open(edgeDir, slog.New(slog.DiscardHandler), "edge")
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := queueclient.New(queueclient.Options{ // follows to a node that its list lacks
+		Endpoints: []string{"https://" + c.members[0].APIAddress}, Token: c.tokens["edge"], Name: "edge-0", TLS: edge.Client(tlsconf.Names("queue")),
+	})
+	defer client.Close()
+	if r, err := client.Do(t.Context(), accept(newID(), "f", "x")); err != nil || r.GetCode() != wire.Code_CODE_OK {
+		t.Fatal(r, err)
+	}
+	c.must("remove", "queue-2", "queue-1")
+	c.eventually("names of members only", func() bool { return slices.Equal(c.nodes[0].memberNames(), []string{"queue-0"}) })
 }

@@ -20,10 +20,7 @@ import (
 )
 
 // node is the Raft node in the API's words: its errors, and the members' API addresses.
-type node struct {
-	*raftnode.Node
-	members []Member
-}
+type node struct{ *raftnode.Node }
 
 // Propose tells the API's kinds of errors apart.
 func (n node) Propose(ctx context.Context, commands []command.Command) ([]fsm.Result, uint64, error) {
@@ -51,7 +48,7 @@ func translate(err error) error {
 }
 
 func (n node) api(name string) string {
-	for _, m := range n.members {
+	for _, m := range n.Members() {
 		if m.Name == name {
 			return m.APIAddress
 		}
@@ -82,8 +79,8 @@ func (n node) Cluster() *wire.ClusterResponse {
 		Node: n.Name(), Leader: n.leader(), Term: n.Term(), AppliedIndex: n.Applied(), CommitIndex: n.Commit(),
 	}
 	c.LeaderApi = n.api(c.GetLeader())
-	for _, m := range n.members {
-		c.Members = append(c.Members, &wire.Member{Name: m.Name, RaftAddress: m.RaftAddress, ApiAddress: m.APIAddress, Voter: true})
+	for _, m := range n.Members() {
+		c.Members = append(c.Members, describeMember(m))
 	}
 	return c
 }
@@ -125,7 +122,7 @@ func (a *App) follow(secure *tls.Config) {
 			return leader.GetLeaderApi()
 		}
 		return a.leadingScaler()
-	}, a.config.others(func(m Member) string { return m.APIAddress }))
+	}, a.peers)
 	a.follower = &table.Follower{Table: a.table, Bus: a.client, Name: a.config.Name, Pull: a.puller.Pull, Log: a.log}
 }
 
@@ -187,6 +184,9 @@ func (a *App) healthy() error {
 		}
 	default:
 	}
+	if hanging := a.node.Hanging(); hanging > 0 {
+		return fmt.Errorf("a write to the data directory has been hanging for %s", hanging.Round(time.Second))
+	}
 	return nil
 }
 
@@ -199,7 +199,13 @@ func (a *App) ready() error {
 	if err := a.bus.Ready(); err != nil {
 		errs = append(errs, err)
 	}
+	member, _ := a.node.Member()
+	trusted, waitsFor := a.node.Trusted()
 	switch contact := a.node.LastContact(); {
+	case !trusted:
+		errs = append(errs, fmt.Errorf("raft: this node has no vote yet: %s", waitsFor))
+	case !member && len(a.node.Members()) > 0:
+		errs = append(errs, errors.New("raft: no member any more: this node was removed and can be stopped"))
 	case a.node.Leader() == "":
 		errs = append(errs, errors.New("raft: no leader is known"))
 	case a.node.IsLeader() && !a.node.InOffice():

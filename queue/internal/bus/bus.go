@@ -41,7 +41,7 @@ const (
 type Config struct {
 	Node          string // name of this node, unique in the cluster
 	ClientAddress string // host:port for clients; port 0 takes a free one
-	RoutesAddress string // host:port for other nodes; not opened when there are no Peers
+	RoutesAddress string // host:port for other nodes; not opened when there are neither Peers nor a RoutesPassword
 	Peers         []string
 	// RoutesPassword is what nodes show to one another.
 	RoutesPassword string
@@ -55,8 +55,7 @@ type Config struct {
 
 // Server is a running node of the bus.
 type Server struct {
-	nats  *server.Server
-	peers int
+	nats *server.Server
 }
 
 // Start opens the listeners and returns when clients are accepted, at the latest after 10 s. Peers connect in their own time.
@@ -79,7 +78,7 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 			return nil, fmt.Errorf("starting the bus on %s and %s: listeners did not open (is a port taken?)", c.ClientAddress, c.RoutesAddress)
 		}
 	}
-	return &Server{nats: s, peers: len(c.Peers)}, nil
+	return &Server{nats: s}, nil
 }
 
 func (c Config) options() (*server.Options, error) {
@@ -120,8 +119,8 @@ func (c Config) options() (*server.Options, error) {
 		o.TLSConfig, o.TLSTimeout = c.ClientTLS.Clone(), tlsTimeout
 		o.TLSHandshakeFirst = true // nobody is told the server's version before he has shown a certificate
 	}
-	if len(c.Peers) == 0 {
-		return o, nil
+	if len(c.Peers) == 0 && c.RoutesPassword == "" {
+		return o, nil // alone, and nobody could be let in
 	}
 	if c.RoutesPassword == "" {
 		return nil, errors.New("routes password is missing")
@@ -179,9 +178,6 @@ func (s *Server) Ready() error {
 
 // Peers names the other nodes with an open route, sorted. Routes are counted by node: one node may have several connections.
 func (s *Server) Peers() []string {
-	if s.peers == 0 {
-		return nil
-	}
 	routes, err := s.nats.Routez(nil)
 	if err != nil {
 		return nil

@@ -3,10 +3,13 @@
 package metrics
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/slimfaas/slimfaas/queue/internal/dispatch"
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
+	"github.com/slimfaas/slimfaas/queue/internal/guard"
 	"github.com/slimfaas/slimfaas/queue/internal/raftnode"
 )
 
@@ -17,6 +20,12 @@ type Node interface {
 	Leader() string
 	Term() uint64
 	Commit() uint64
+	// Skews of the other nodes' clocks against this one's, by name.
+	Skews() map[string]time.Duration
+	Disk() (space guard.Space, level guard.Level, ballast int64)
+	// Hanging is how long a write has been taking too long; 0: none.
+	Hanging() time.Duration
+	Votes() (votes bool, standing string)
 }
 
 // Sources of the figures.
@@ -83,6 +92,13 @@ var (
 	streams  = single("slimfaas_queue_edge_streams", "Edges with an open delivery stream to this node.")
 	synced   = single("slimfaas_queue_table_synced", "1 when this node has had the whole function table; without it nothing is delivered.")
 
+	skew      = prometheus.NewDesc("slimfaas_queue_clock_skew_seconds", "How far another node's wall clock is ahead of this one's.", []string{"peer"}, nil)
+	diskUsed  = single("slimfaas_queue_disk_used_ratio", "Share of the data directory's disk that is in use.")
+	diskLevel = single("slimfaas_queue_disk_level", "0 room, 1 accepts are refused, 2 another node should lead, 3 the log does not grow.")
+	ballast   = single("slimfaas_queue_disk_ballast_bytes", "Space set aside for a disk that fills up.")
+	hanging   = single("slimfaas_queue_write_hanging_seconds", "How long a write to the data directory has been taking too long; 0: none.")
+	votes     = single("slimfaas_queue_votes", "1 when this node takes part in elections.")
+
 	busPeers   = single("slimfaas_bus_peers", "Nodes with an open route to this one.")
 	busClients = single("slimfaas_bus_clients", "Open client connections of this node's bus.")
 	busSlow    = single("slimfaas_bus_slow_consumers_total", "Clients cut because they did not read.")
@@ -95,6 +111,7 @@ func (Collector) Describe(out chan<- *prometheus.Desc) {
 		accepted, redriven, succeeded, dead, cancelled, queued, running, waiting, readyItems, inFlightItems, retryItems,
 		applied, remembered, keys, sessions, leading, term, commit, runs, granting, streams, synced,
 		logAppends, logFsyncs, logEntries, logBytes, logSeconds,
+		skew, diskUsed, diskLevel, ballast, hanging, votes,
 		busPeers, busClients, busSlow, busDropped,
 	} {
 		out <- d
@@ -158,6 +175,16 @@ func (c Collector) Collect(out chan<- prometheus.Metric) {
 	gauge(granting, float64(stats.Granting))
 	gauge(streams, float64(stats.Streams))
 	gauge(synced, flag(c.sources.Table.Synced()))
+	for peer, d := range c.sources.Node.Skews() {
+		gauge(skew, d.Seconds(), peer)
+	}
+	space, level, aside := c.sources.Node.Disk()
+	gauge(diskUsed, space.Used/100)
+	gauge(diskLevel, float64(level))
+	gauge(ballast, float64(aside))
+	gauge(hanging, c.sources.Node.Hanging().Seconds())
+	voting, _ := c.sources.Node.Votes()
+	gauge(votes, flag(voting))
 	gauge(busPeers, float64(len(c.sources.Bus.Peers())))
 	gauge(busClients, float64(c.sources.Bus.Clients()))
 	counter(busSlow, uint64(max(0, c.sources.Bus.SlowConsumers())))

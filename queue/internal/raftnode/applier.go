@@ -39,6 +39,7 @@ type applier struct {
 	index     waitIndex
 	sizes     logSizes
 	hashes    hashes
+	members   atomic.Uint64 // version of the membership applied last; 0: not known since the start
 	collector collector
 }
 
@@ -84,6 +85,11 @@ func (a *applier) ApplyBatch(logs []*raft.Log) []any {
 
 func (a *applier) applyBatch(logs []*raft.Log, answers []any) (err error) {
 	a.sizes.add(logs)
+	for _, l := range logs {
+		if l.Type == raft.LogConfiguration {
+			a.members.Store(version(l.Data))
+		}
+	}
 	logs, answers = a.news(logs, answers)
 	if len(logs) == 0 {
 		return nil
@@ -256,6 +262,7 @@ func (a *applier) Restore(r io.ReadCloser) error {
 	a.mu.Unlock()
 	a.hashes.add(index, restored.Hash())
 	a.sizes.restored()
+	a.members.Store(0)
 	a.tell(index, nil)
 	a.index.advance(index)
 	return nil

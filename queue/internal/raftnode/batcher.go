@@ -11,6 +11,7 @@ import (
 
 	"github.com/slimfaas/slimfaas/queue/internal/command"
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
+	"github.com/slimfaas/slimfaas/queue/internal/guard"
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
 
@@ -70,11 +71,14 @@ func newBatcher(n *Node) *batcher {
 // Propose carries the commands into the log, in order, and gives their results and the index of the (last) entry, once a
 // majority has them on disk and this node has applied them. Commands of one call share an entry unless they exceed one.
 //
-// Errors: ErrNotLeader, ErrBusy, ErrStopped, or the context's: nothing was handed over. command.ErrTooLarge and the like: the
+// Errors: ErrNotLeader, ErrBusy, ErrFull, ErrStopped, or the context's: nothing was handed over. command.ErrTooLarge and the like: the
 // command can never be. ErrUnknown: some of it may have happened, or happen yet.
 func (n *Node) Propose(ctx context.Context, commands []command.Command) ([]fsm.Result, uint64, error) {
-	if n.raft.State() != raft.Leader {
+	if !n.IsLeader() {
 		return nil, 0, n.notLeader()
+	}
+	if n.disk.Level() >= guard.Halted {
+		return nil, 0, ErrFull
 	}
 	if len(commands) == 0 {
 		return nil, 0, nil

@@ -156,7 +156,7 @@ func (c *cluster) mustPropose(commands []command.Command) []fsm.Result {
 	var results []fsm.Result
 	eventually(c.t, "accepted proposal", func() bool {
 		r, _, err := c.nodes[c.leader()].Propose(context.Background(), commands)
-		if err != nil && !isNotHandedOver(err) {
+		if err != nil && !isNotHandedOver(err) && !errors.Is(err, ErrUnknown) { // unknown: the ids are the same, it may be repeated
 			c.t.Fatal(err)
 		}
 		results = r

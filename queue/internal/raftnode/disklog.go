@@ -24,6 +24,13 @@ const (
 	LogBolt LogKind = "bolt"
 )
 
+// In a data directory: term, vote and, with LogBolt, the entries; the segments; the store.
+const (
+	boltFile    = "raft.db"
+	segmentsDir = "log"
+	stateDir    = "state"
+)
+
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (k *LogKind) UnmarshalText(text []byte) error {
 	switch kind := LogKind(text); kind {
@@ -58,9 +65,11 @@ func (d *diskLog) Close() error {
 }
 
 // openLog opens raft.db and the segments. Entries of a raft.db that had them move into the segments first.
+// The library of raft.db panics, or reads outside of the file, where the file is damaged.
 func openLog(dir string, kind LogKind) (_ *diskLog, err error) {
+	defer loudly(&err)()
 	d := &diskLog{}
-	d.bolt, err = raftboltdb.New(raftboltdb.Options{Path: filepath.Join(dir, "raft.db"), BoltOptions: store.LogOptions()})
+	d.bolt, err = raftboltdb.New(raftboltdb.Options{Path: filepath.Join(dir, boltFile), BoltOptions: store.LogOptions()})
 	if err != nil {
 		return nil, fmt.Errorf("opening the raft log (is another process using %s?): %w", dir, err)
 	}
@@ -70,7 +79,7 @@ func openLog(dir string, kind LogKind) (_ *diskLog, err error) {
 			err = errors.Join(err, d.Close())
 		}
 	}()
-	segments, err := logfile.Open(filepath.Join(dir, "log"), newestSegment{d.bolt})
+	segments, err := logfile.Open(filepath.Join(dir, segmentsDir), newestSegment{d.bolt})
 	if errors.Is(err, logfile.ErrMissing) {
 		return nil, fmt.Errorf("opening the raft log: %w: %w", ErrLostLog, err)
 	}

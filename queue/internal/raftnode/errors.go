@@ -8,6 +8,8 @@ var (
 	ErrUnknown = errors.New("outcome unknown: handed over, not known to be committed")
 	// ErrBusy: not handed over; too much is waiting already, or its turn did not come in time.
 	ErrBusy = errors.New("not handed over: too much is waiting")
+	// ErrFull: not handed over; the disk has no room for the log to grow.
+	ErrFull = errors.New("not handed over: the disk of this node is full")
 	// ErrStopped: not handed over; the node stops.
 	ErrStopped = errors.New("not handed over: node is stopping")
 )

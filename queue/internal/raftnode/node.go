@@ -12,11 +12,14 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
+	"github.com/slimfaas/slimfaas/queue/internal/guard"
 	"github.com/slimfaas/slimfaas/queue/internal/store"
 	"github.com/slimfaas/slimfaas/shared/tlsconf"
 )
@@ -37,17 +40,14 @@ const (
 	stopTimeout = 5 * time.Second
 )
 
-// Member of the fixed configuration; the same list on every node.
-type Member struct {
-	Name        string
-	RaftAddress string // host:port others dial; resolved at each dial
-	Voter       bool   // all are, today
-}
-
 // Config of a node.
 type Config struct {
-	Name    string
+	Name string
+	// Members of a first start, the same list on every node, this one included. Later the log says who is a member, and this
+	// where those are that it lists.
 	Members []Member
+	// Join: a directory without state does not begin a cluster, it waits until it is added to one.
+	Join bool
 	// ListenAddress for the other nodes, host:port. Ignored with Listener.
 	ListenAddress string
 	// Listener takes the place of ListenAddress; the node closes it. Nil: listen.
@@ -68,6 +68,18 @@ type Config struct {
 	SnapshotEntries int
 	// TrailingBytes of log kept behind a snapshot, so that a node that was away a moment needs none; 0: 64 MiB.
 	TrailingBytes int64
+
+	// WriteTimeout is how long one write may take before a leader goes silent, so that another is elected; 0: 3 s.
+	WriteTimeout time.Duration
+	// Disk limits; zero: refuse at 85 %, hand over at 90 %, a ballast of 64 MiB.
+	Disk guard.Limits
+	// Rejoin is the installation id of the cluster that fills an empty directory; empty: an empty directory is refused where
+	// there is a cluster already.
+	Rejoin string
+
+	// Of tests: faults of the disk.
+	stat func(dir string) (guard.Space, error)
+	file func(logFile) logFile
 }
 
 // Node is one member. Its methods may be called from any goroutine until Stop has returned.
@@ -77,11 +89,22 @@ type Node struct {
 	raft      *raft.Raft
 	transport *raft.NetworkTransport
 	logStore  *diskLog
-	counted   *countedLog // on logStore
+	counted   *countedLog // on guarded
 	store     *store.Store
+	guarded   *guardedLog
+	snapshots *snapshots
+	disk      *guard.Disk
+	watch     *guard.Watch
+	gate      *gate
+	peers     *peers
+	lifeID    string // random, of this Open
+	marker    atomic.Pointer[guard.Marker]
+	marking   sync.Mutex // held while the marker is changed
+	where     *addresses
 	applier   *applier
 	batcher   *batcher
 	office    *office
+	changing  sync.Mutex // held while the membership is being changed, I/O included: one change at a time
 
 	done     chan error // buffered: one failure
 	failOnce sync.Once
@@ -94,13 +117,14 @@ type Node struct {
 }
 
 // Open starts the node: the state on disk, then the log above it as far as the cluster has committed it. A directory without state
-// bootstraps the fixed configuration; one that lost its log is refused.
+// begins the cluster of the configuration together with the others, or waits to be added to one; one that lost its log is refused.
 func Open(config Config) (_ *Node, err error) {
 	config, err = config.complete()
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{config: config, log: config.Log, done: make(chan error, 1)}
+	n := &Node{config: config, log: config.Log, done: make(chan error, 1), lifeID: randomID()}
+	n.marker.Store(&guard.Marker{})
 	// Not a child of any caller's context: the node's life ends with Stop, which has work to do in it.
 	n.life, n.endLife = context.WithCancel(context.Background())
 	var opened []func() error
@@ -117,69 +141,94 @@ func Open(config Config) (_ *Node, err error) {
 	if err := os.MkdirAll(config.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the data directory: %w", err)
 	}
+	if n.disk, err = guard.NewDisk(config.Dir, config.Disk, config.stat, config.Log); err != nil {
+		return nil, fmt.Errorf("looking at the disk: %w", err)
+	}
+	n.watch = guard.NewWatch(writeSlots)
 	if n.logStore, err = openLog(config.Dir, config.LogKind); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w. %s", err, howToRejoin(""))
 	}
 	opened = append(opened, n.logStore.Close)
-	snapshots, err := openSnapshots(config.Dir)
-	if err != nil {
-		return nil, err
+	file := logFile(n.logStore)
+	if config.file != nil {
+		file = config.file(file)
 	}
-	if n.store, err = store.Open(filepath.Join(config.Dir, "state"), snapshots.index()); err != nil {
-		return nil, fmt.Errorf("opening the store: %w", err)
+	n.guarded = &guardedLog{file: file, disk: n.disk, watch: n.watch, damaged: n.fail}
+	if n.snapshots, err = openSnapshots(config.Dir, n.guarded); err != nil {
+		return nil, fmt.Errorf("%w. %s", err, howToRejoin(""))
+	}
+	if n.store, err = store.Open(filepath.Join(config.Dir, stateDir), n.snapshots.index()); err != nil {
+		return nil, fmt.Errorf("opening the store: %w. %s", err, howToRejoin(""))
 	}
 	opened = append(opened, n.store.Close)
-	snapshots.store = n.store
+	n.snapshots.store = n.store
 	if n.applier, err = newApplier(n.store, config.Log, n.fail); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w. %s", err, howToRejoin(""))
 	}
 
 	logger := hclogger(config.Log)
-	stream, err := newStream(n.life, config)
+	n.where = &addresses{listed: config.Members}
+	stream, err := newStream(n.life, config, n.where)
 	if err != nil {
 		return nil, err
 	}
 	n.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		ServerAddressProvider: addresses(config.Members),
+		ServerAddressProvider: n.where,
 		Logger:                logger,
 		Stream:                stream,
 		MaxPool:               connectionsPerPeer,
 		Timeout:               ioTimeout,
 	})
 	opened = append(opened, n.transport.Close)
+	n.gate = newGate(n, n.transport)
 
 	notify := make(chan bool, 16)
-	rc := raft.DefaultConfig()
-	rc.LocalID = raft.ServerID(config.Name)
-	rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = raftTimeout, raftTimeout, raftTimeout
-	rc.MaxAppendEntries = maxAppendEntries
-	rc.SnapshotThreshold = math.MaxUint64 // the keeper decides, by bytes
-	rc.TrailingLogs = uint64(ringSize)
-	rc.NoSnapshotRestoreOnStart = true // the store is at the snapshot's index or later
+	rc := raftConfig(config.Name, logger)
 	rc.NotifyCh = notify
-	rc.Logger = logger
-	rc.NoLegacyTelemetry = true
 
-	if err := n.bootstrap(rc, snapshots); err != nil {
+	n.peers = newPeers(n)
+	if err := n.identify(rc); err != nil {
 		return nil, err
 	}
-	n.counted = &countedLog{LogStore: n.logStore, fsyncs: n.logStore.fsyncs}
+	n.counted = &countedLog{LogStore: n.guarded, fsyncs: n.logStore.fsyncs}
 	cache, err := raft.NewLogCache(logCacheEntries, n.counted)
 	if err != nil {
 		return nil, fmt.Errorf("making the log cache: %w", err)
 	}
-	n.raft, err = raft.NewRaft(rc, n.applier, cache, n.logStore, snapshots, n.transport)
-	if err != nil {
-		return nil, fmt.Errorf("starting raft: %w", err)
+	if n.raft, err = startRaft(rc, n.applier, cache, n.guarded, n.snapshots, n.gate); err != nil {
+		return nil, err
 	}
+	n.where.raft.Store(n.raft)
+	n.peers.know(n.peers.others())
 	n.batcher = newBatcher(n)
 	n.office = newOffice(n)
+	n.background.Go(func() { n.gate.pass(n.life) })
+	n.background.Go(func() { n.peers.rise(n.life) })
+	n.background.Go(func() { n.peers.keep(n.life) })
+	n.background.Go(func() { n.peers.meet(n.life) })
+	n.background.Go(n.watchWrites)
+	n.background.Go(n.watchDisk)
 	n.background.Go(func() { n.office.watch(notify) })
 	n.background.Go(n.keepSnapshots)
 	for range batchesInFlight {
 		n.background.Go(n.batcher.work)
 	}
 	return n, nil
+}
+
+// raftConfig is the house's.
+func raftConfig(name string, logger hclog.Logger) *raft.Config {
+	rc := raft.DefaultConfig()
+	rc.LocalID = raft.ServerID(name)
+	rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = raftTimeout, raftTimeout, raftTimeout
+	rc.MaxAppendEntries = maxAppendEntries
+	rc.SnapshotThreshold = math.MaxUint64 // the keeper decides, by bytes
+	rc.TrailingLogs = uint64(ringSize)
+	rc.NoSnapshotRestoreOnStart = true // the store is at the snapshot's index or later
+	rc.Logger = logger
+	rc.NoLegacyTelemetry = true
+	rc.ShutdownOnRemove = false // a node that was removed stays, says so, and waits to be stopped (docs/adr/0011-membership.md)
+	return rc
 }
 
 func (c Config) complete() (Config, error) {
@@ -200,6 +249,18 @@ func (c Config) complete() (Config, error) {
 	}
 	if c.TrailingBytes == 0 {
 		c.TrailingBytes = 64 << 20
+	}
+	if c.WriteTimeout == 0 {
+		c.WriteTimeout = 3 * time.Second
+	}
+	if c.stat == nil {
+		c.stat = guard.Stat
+	}
+	if c.Disk == (guard.Limits{}) {
+		c.Disk = guard.Limits{Refuse: 85, HandOver: 90, Ballast: 64 << 20}
+	}
+	if err := c.Disk.Validate(); err != nil {
+		return c, err
 	}
 	if _, ok := c.member(c.Name); !ok {
 		return c, fmt.Errorf("node %q is not among its members", c.Name)
@@ -229,7 +290,7 @@ func (n *Node) fail(err error) {
 
 // Transfer hands leadership to another member, if this node has it. Nil when it does not lead any more.
 func (n *Node) Transfer(ctx context.Context) error {
-	if len(n.config.Members) == 1 || n.raft.State() != raft.Leader {
+	if n.voters() == 1 || n.raft.State() != raft.Leader {
 		return nil
 	}
 	answer := make(chan error, 1)
@@ -266,6 +327,7 @@ func (n *Node) stop(ctx context.Context) error {
 	err := n.raft.Shutdown().Error()
 	n.batcher.abandon()
 	n.background.Wait()
+	n.peers.save()
 	return errors.Join(err, n.transport.Close(), n.store.Close(), n.logStore.Close())
 }
 

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"net"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
+	"github.com/slimfaas/slimfaas/queue/internal/store"
 )
 
 // nodeProcessEnv makes the test binary be a node: its value is a processConfig.
@@ -44,8 +46,8 @@ func TestMain(m *testing.M) {
 // runNodeProcess serves one node until its standard input ends, as it does when the test dies.
 //
 // Protocol, one line each way: `propose ID` → ok | none | unknown; `read ID` → yes | no | none (linearizable); `office` → yes | no;
-// `hash` → number; `ids` → all ids, space-separated; `fill N` → ok (calls of 1 KiB); `state` → applied index, its hash, calls;
-// `payloads` → ok (of all unfinished calls).
+// `hash` → number, of state and payloads; `ids` → all ids, space-separated; `fill N` → ok (calls of 1 KiB); `state` → applied
+// index, its hash, calls; `payloads` → ok (of all unfinished calls).
 func runNodeProcess(encoded string) error {
 	var config processConfig
 	if err := json.Unmarshal([]byte(encoded), &config); err != nil {
@@ -127,7 +129,11 @@ func control(n *Node, verb string, id uint64) string {
 	case "hash":
 		var hash uint64
 		n.View(func(m *fsm.Machine) { hash = m.Hash() })
-		return strconv.FormatUint(hash, 10)
+		sum, err := payloadSum(n)
+		if err != nil {
+			return err.Error()
+		}
+		return strconv.FormatUint(sum, 10) + "-" + strconv.FormatUint(hash, 10)
 	case "ids":
 		var out strings.Builder
 		n.View(func(m *fsm.Machine) {
@@ -138,6 +144,23 @@ func control(n *Node, verb string, id uint64) string {
 		return out.String()
 	}
 	return controlBacklog(n, verb, id)
+}
+
+func payloadSum(n *Node) (sum uint64, err error) {
+	var places []uint64
+	n.View(func(m *fsm.Machine) {
+		for c := range m.Unfinished() {
+			places = append(places, c.Seq)
+		}
+	})
+	for _, seq := range places {
+		payload, err := n.Payload(seq)
+		if err != nil && !errors.Is(err, store.ErrNotFound) { // gone since
+			return 0, err
+		}
+		sum += uint64(crc32.ChecksumIEEE(payload)) * (seq | 1)
+	}
+	return sum, nil
 }
 
 // process is one node as the test sees it.

@@ -35,7 +35,7 @@ func (n *Node) ReadBarrier(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("confirming the leadership: %w", ctx.Err())
 	}
-	if n.raft.CurrentTerm() != t.number {
+	if n.raft.CurrentTerm() != t.number || t.ctx.Err() != nil {
 		return n.notLeader()
 	}
 	return n.applier.index.wait(ctx, commit)
@@ -45,7 +45,7 @@ func (n *Node) ReadBarrier(ctx context.Context) error {
 func (n *Node) inOffice(ctx context.Context) (*term, error) {
 	for {
 		t, changed := n.office.current()
-		if n.raft.State() != raft.Leader {
+		if !n.IsLeader() {
 			return nil, n.notLeader()
 		}
 		if t != nil && t.ctx.Err() == nil {
@@ -74,7 +74,7 @@ func (n *Node) Leader() string {
 }
 
 // IsLeader says whether this node leads, as far as it knows. It may not have taken office yet.
-func (n *Node) IsLeader() bool { return n.raft.State() == raft.Leader }
+func (n *Node) IsLeader() bool { return n.raft.State() == raft.Leader && !n.gate.mute.Load() }
 
 // InOffice says whether this node leads and has taken office.
 func (n *Node) InOffice() bool {
@@ -108,13 +108,3 @@ func (n *Node) LastContact() time.Duration {
 
 // Name of this node.
 func (n *Node) Name() string { return n.config.Name }
-
-// Members of the fixed configuration.
-func (n *Node) Members() []Member {
-	members := make([]Member, len(n.config.Members))
-	for i, m := range n.config.Members {
-		m.Voter = true
-		members[i] = m
-	}
-	return members
-}

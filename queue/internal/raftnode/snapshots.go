@@ -12,6 +12,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/slimfaas/slimfaas/queue/internal/guard"
 	"github.com/slimfaas/slimfaas/queue/internal/store"
 )
 
@@ -29,6 +30,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // later index: what the log brings again after it, apply passes over. Vault's Raft backend does the same.
 type snapshots struct {
 	dir   string
+	log   *guardedLog  // has the seals
 	store *store.Store // set after open
 
 	mu     sync.Mutex // guards latest
@@ -47,8 +49,8 @@ type snapshotRecord struct {
 	Meta    json.RawMessage
 }
 
-func openSnapshots(dir string) (*snapshots, error) {
-	s := &snapshots{dir: dir}
+func openSnapshots(dir string, log *guardedLog) (*snapshots, error) {
+	s := &snapshots{dir: dir, log: log}
 	content, err := os.ReadFile(s.path())
 	if errors.Is(err, os.ErrNotExist) {
 		return s, nil
@@ -228,25 +230,17 @@ func (s *snapshots) save(meta *raft.SnapshotMeta) error {
 	if err != nil {
 		return fmt.Errorf("encoding the snapshot's record: %w", err)
 	}
-	if err := writeSynced(s.path()+".new", content); err != nil {
-		return fmt.Errorf("writing the snapshot's record: %w", err)
+	s.mu.Lock()
+	before := s.latest
+	s.mu.Unlock()
+	if err := s.log.seal(seals{Newest: sealOf(before), Next: sealOf(meta)}); err != nil {
+		return err
 	}
-	if err := os.Rename(s.path()+".new", s.path()); err != nil {
-		return fmt.Errorf("writing the snapshot's record: %w", err)
-	}
-	if err := syncDir(s.dir); err != nil {
+	if err := guard.Replace(s.path(), content); err != nil {
 		return fmt.Errorf("writing the snapshot's record: %w", err)
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.latest = meta
-	return nil
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	s.mu.Unlock()
+	return s.log.seal(seals{Newest: sealOf(meta)})
 }

@@ -7,9 +7,6 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/hashicorp/raft"
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
-
 	"github.com/slimfaas/slimfaas/queue/internal/command"
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
 	"github.com/slimfaas/slimfaas/queue/internal/store"
@@ -74,7 +71,7 @@ func TestStateThatIsGoneAfterTheLogWasCutIsRefused(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, snapshotFile), damaged, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if s, err := openSnapshots(dir); err == nil {
+		if s, err := openSnapshots(dir, nil); err == nil {
 			t.Fatalf("flipped bit in byte %d: read as %+v", at, s.latest)
 		}
 	}
@@ -176,12 +173,9 @@ func TestAClusterIsRecoveredFromOneNodesStateAndLog(t *testing.T) {
 		c.kill(i)
 	}
 	// As the offline sub-command: node 0 is the whole cluster from now on.
-	config := c.configs[0]
-	config.Members = config.Members[:1]
-	if err := recoverAlone(config); err != nil {
+	if _, err := Recover(c.configs[0].Dir, Member{}, c.configs[0].Log); err != nil {
 		t.Fatal(err)
 	}
-	c.configs[0] = config
 	n := c.start(0)
 	eventually(t, "office alone", n.InOffice)
 	for i := range uint64(20) {
@@ -194,30 +188,6 @@ func TestAClusterIsRecoveredFromOneNodesStateAndLog(t *testing.T) {
 	if _, _, err := n.Propose(t.Context(), accept(21, nil)); err != nil {
 		t.Fatal(err)
 	}
-}
-
-func recoverAlone(config Config) (err error) {
-	log, err := raftboltdb.New(raftboltdb.Options{Path: filepath.Join(config.Dir, "raft.db"), BoltOptions: store.LogOptions()})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, log.Close()) }()
-	snapshots, err := openSnapshots(config.Dir)
-	if err != nil {
-		return err
-	}
-	if snapshots.store, err = store.Open(filepath.Join(config.Dir, "state"), snapshots.index()); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, snapshots.store.Close()) }()
-	a, err := newApplier(snapshots.store, config.Log, func(error) {})
-	if err != nil {
-		return err
-	}
-	rc := raft.DefaultConfig()
-	rc.LocalID, rc.Logger = raft.ServerID(config.Name), hclogger(config.Log)
-	_, transport := raft.NewInmemTransport("")
-	return raft.RecoverCluster(rc, a, log, log, snapshots, transport, configuration(config.Members))
 }
 
 func TestHashesAreEqualAtEqualIndex(t *testing.T) {

@@ -26,7 +26,7 @@ type stream struct {
 	life context.Context
 	// tls is nil on an unencrypted stream.
 	tls     *tlsconf.Files
-	members []Member
+	members *addresses
 
 	server     *tls.Config
 	handshakes atomic.Int32
@@ -40,7 +40,7 @@ type advertised string
 func (advertised) Network() string  { return "tcp" }
 func (a advertised) String() string { return string(a) }
 
-func newStream(life context.Context, config Config) (*stream, error) {
+func newStream(life context.Context, config Config, members *addresses) (*stream, error) {
 	listener := config.Listener
 	if listener == nil {
 		var err error
@@ -50,7 +50,7 @@ func newStream(life context.Context, config Config) (*stream, error) {
 	}
 	self, _ := config.member(config.Name)
 	s := &stream{
-		Listener: listener, advertise: advertised(self.RaftAddress), life: life, tls: config.TLS, members: config.Members,
+		Listener: listener, advertise: advertised(self.RaftAddress), life: life, tls: config.TLS, members: members,
 	}
 	if s.tls != nil {
 		s.server = s.tls.Server(s.names)
@@ -58,10 +58,11 @@ func newStream(life context.Context, config Config) (*stream, error) {
 	return s, nil
 }
 
-// names of the members, of which every peer must carry one.
+// names of the members, listed or in the log, of which every peer must carry one.
 func (s *stream) names() []string {
-	names := make([]string, len(s.members))
-	for i, m := range s.members {
+	members := s.members.all()
+	names := make([]string, len(members))
+	for i, m := range members {
 		names[i] = m.Name
 	}
 	return names
@@ -91,7 +92,8 @@ func (s *stream) Accept() (net.Conn, error) {
 func (s *stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(s.life, timeout)
 	defer cancel()
-	dialled, err := (&net.Dialer{}).DialContext(ctx, "tcp", string(address))
+	host, _, _ := decodeAddress(address)
+	dialled, err := (&net.Dialer{}).DialContext(ctx, "tcp", host)
 	if err != nil {
 		return nil, err // the library names the step
 	}
@@ -108,10 +110,11 @@ func (s *stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Co
 	return c, nil
 }
 
-// at is the name of the member with this address; any member's when the address is not of this start's configuration.
+// at is the name of the member with this address; any member's when the address is nobody's, as of one that is just removed.
 func (s *stream) at(address raft.ServerAddress) []string {
-	for _, m := range s.members {
-		if m.RaftAddress == string(address) {
+	host, _, _ := decodeAddress(address)
+	for _, m := range s.members.all() {
+		if m.RaftAddress == host {
 			return []string{m.Name}
 		}
 	}
@@ -159,16 +162,4 @@ func (a *accepted) Close() error {
 		a.failed = net.ErrClosed
 	})
 	return a.Conn.Close()
-}
-
-// addresses by name from the configuration of this start: those in the log are of the first one.
-type addresses []Member
-
-func (a addresses) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
-	for _, m := range a {
-		if m.Name == string(id) {
-			return raft.ServerAddress(m.RaftAddress), nil
-		}
-	}
-	return "", fmt.Errorf("node %q is not a member", id)
 }

@@ -122,8 +122,9 @@ func TestANodeDialsTheMemberItMeansAndNoOther(t *testing.T) {
 		}
 	}()
 	for name, well := range map[string]bool{"queue-1": true, "queue-2": false} {
-		s := &stream{life: t.Context(), tls: own, members: []Member{{Name: "queue-0"}, {Name: "queue-1"}, {Name: "queue-2"}}}
-		s.members[slices.IndexFunc(s.members, func(m Member) bool { return m.Name == name })].RaftAddress = l.Addr().String()
+		members := []Member{{Name: "queue-0"}, {Name: "queue-1"}, {Name: "queue-2"}}
+		members[slices.IndexFunc(members, func(m Member) bool { return m.Name == name })].RaftAddress = l.Addr().String()
+		s := &stream{life: t.Context(), tls: own, members: &addresses{listed: members}}
 		conn, err := s.Dial(raft.ServerAddress(l.Addr().String()), 5*time.Second)
 		if (err == nil) != well {
 			t.Errorf("%s: %v", name, err)

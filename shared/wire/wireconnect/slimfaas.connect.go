@@ -33,6 +33,8 @@ const (
 	QueueServiceName = "slimfaas.v1.QueueService"
 	// TableServiceName is the fully-qualified name of the TableService service.
 	TableServiceName = "slimfaas.v1.TableService"
+	// AdminServiceName is the fully-qualified name of the AdminService service.
+	AdminServiceName = "slimfaas.v1.AdminService"
 )
 
 // These constants are the fully-qualified names of the RPCs defined in this package. They're
@@ -67,6 +69,20 @@ const (
 	QueueServiceClusterProcedure = "/slimfaas.v1.QueueService/Cluster"
 	// TableServicePullProcedure is the fully-qualified name of the TableService's Pull RPC.
 	TableServicePullProcedure = "/slimfaas.v1.TableService/Pull"
+	// AdminServiceNodeProcedure is the fully-qualified name of the AdminService's Node RPC.
+	AdminServiceNodeProcedure = "/slimfaas.v1.AdminService/Node"
+	// AdminServiceAddMemberProcedure is the fully-qualified name of the AdminService's AddMember RPC.
+	AdminServiceAddMemberProcedure = "/slimfaas.v1.AdminService/AddMember"
+	// AdminServicePromoteMemberProcedure is the fully-qualified name of the AdminService's
+	// PromoteMember RPC.
+	AdminServicePromoteMemberProcedure = "/slimfaas.v1.AdminService/PromoteMember"
+	// AdminServiceRemoveMemberProcedure is the fully-qualified name of the AdminService's RemoveMember
+	// RPC.
+	AdminServiceRemoveMemberProcedure = "/slimfaas.v1.AdminService/RemoveMember"
+	// AdminServiceTransferProcedure is the fully-qualified name of the AdminService's Transfer RPC.
+	AdminServiceTransferProcedure = "/slimfaas.v1.AdminService/Transfer"
+	// AdminServiceBackupProcedure is the fully-qualified name of the AdminService's Backup RPC.
+	AdminServiceBackupProcedure = "/slimfaas.v1.AdminService/Backup"
 )
 
 // QueueServiceClient is a client for the slimfaas.v1.QueueService service.
@@ -493,4 +509,216 @@ type UnimplementedTableServiceHandler struct{}
 
 func (UnimplementedTableServiceHandler) Pull(context.Context, *connect.Request[wire.PullRequest], *connect.ServerStream[wire.PullResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("slimfaas.v1.TableService.Pull is not implemented"))
+}
+
+// AdminServiceClient is a client for the slimfaas.v1.AdminService service.
+type AdminServiceClient interface {
+	// Node describes one node as it sees itself. Any node answers.
+	Node(context.Context, *connect.Request[wire.NodeRequest]) (*connect.Response[wire.NodeResponse], error)
+	// AddMember adds a non-voter: it gets the log and has no vote.
+	AddMember(context.Context, *connect.Request[wire.AddMemberRequest]) (*connect.Response[wire.ChangeResponse], error)
+	// PromoteMember gives a non-voter its vote, once it has stayed close to the leader for a second; `unavailable` until then.
+	PromoteMember(context.Context, *connect.Request[wire.PromoteMemberRequest]) (*connect.Response[wire.ChangeResponse], error)
+	// RemoveMember takes a member out, never the leader (transfer first), and only while most of the voters that remain answer.
+	RemoveMember(context.Context, *connect.Request[wire.RemoveMemberRequest]) (*connect.Response[wire.ChangeResponse], error)
+	// Transfer hands the leadership to another voter.
+	Transfer(context.Context, *connect.Request[wire.TransferRequest]) (*connect.Response[wire.TransferResponse], error)
+	// Backup sends a consistent snapshot of everything committed before it was asked for.
+	Backup(context.Context, *connect.Request[wire.BackupRequest]) (*connect.ServerStreamForClient[wire.BackupResponse], error)
+}
+
+// NewAdminServiceClient constructs a client for the slimfaas.v1.AdminService service. By default,
+// it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and
+// sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC()
+// or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) AdminServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	adminServiceMethods := wire.File_slimfaas_proto.Services().ByName("AdminService").Methods()
+	return &adminServiceClient{
+		node: connect.NewClient[wire.NodeRequest, wire.NodeResponse](
+			httpClient,
+			baseURL+AdminServiceNodeProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("Node")),
+			connect.WithClientOptions(opts...),
+		),
+		addMember: connect.NewClient[wire.AddMemberRequest, wire.ChangeResponse](
+			httpClient,
+			baseURL+AdminServiceAddMemberProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("AddMember")),
+			connect.WithClientOptions(opts...),
+		),
+		promoteMember: connect.NewClient[wire.PromoteMemberRequest, wire.ChangeResponse](
+			httpClient,
+			baseURL+AdminServicePromoteMemberProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("PromoteMember")),
+			connect.WithClientOptions(opts...),
+		),
+		removeMember: connect.NewClient[wire.RemoveMemberRequest, wire.ChangeResponse](
+			httpClient,
+			baseURL+AdminServiceRemoveMemberProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("RemoveMember")),
+			connect.WithClientOptions(opts...),
+		),
+		transfer: connect.NewClient[wire.TransferRequest, wire.TransferResponse](
+			httpClient,
+			baseURL+AdminServiceTransferProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("Transfer")),
+			connect.WithClientOptions(opts...),
+		),
+		backup: connect.NewClient[wire.BackupRequest, wire.BackupResponse](
+			httpClient,
+			baseURL+AdminServiceBackupProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("Backup")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// adminServiceClient implements AdminServiceClient.
+type adminServiceClient struct {
+	node          *connect.Client[wire.NodeRequest, wire.NodeResponse]
+	addMember     *connect.Client[wire.AddMemberRequest, wire.ChangeResponse]
+	promoteMember *connect.Client[wire.PromoteMemberRequest, wire.ChangeResponse]
+	removeMember  *connect.Client[wire.RemoveMemberRequest, wire.ChangeResponse]
+	transfer      *connect.Client[wire.TransferRequest, wire.TransferResponse]
+	backup        *connect.Client[wire.BackupRequest, wire.BackupResponse]
+}
+
+// Node calls slimfaas.v1.AdminService.Node.
+func (c *adminServiceClient) Node(ctx context.Context, req *connect.Request[wire.NodeRequest]) (*connect.Response[wire.NodeResponse], error) {
+	return c.node.CallUnary(ctx, req)
+}
+
+// AddMember calls slimfaas.v1.AdminService.AddMember.
+func (c *adminServiceClient) AddMember(ctx context.Context, req *connect.Request[wire.AddMemberRequest]) (*connect.Response[wire.ChangeResponse], error) {
+	return c.addMember.CallUnary(ctx, req)
+}
+
+// PromoteMember calls slimfaas.v1.AdminService.PromoteMember.
+func (c *adminServiceClient) PromoteMember(ctx context.Context, req *connect.Request[wire.PromoteMemberRequest]) (*connect.Response[wire.ChangeResponse], error) {
+	return c.promoteMember.CallUnary(ctx, req)
+}
+
+// RemoveMember calls slimfaas.v1.AdminService.RemoveMember.
+func (c *adminServiceClient) RemoveMember(ctx context.Context, req *connect.Request[wire.RemoveMemberRequest]) (*connect.Response[wire.ChangeResponse], error) {
+	return c.removeMember.CallUnary(ctx, req)
+}
+
+// Transfer calls slimfaas.v1.AdminService.Transfer.
+func (c *adminServiceClient) Transfer(ctx context.Context, req *connect.Request[wire.TransferRequest]) (*connect.Response[wire.TransferResponse], error) {
+	return c.transfer.CallUnary(ctx, req)
+}
+
+// Backup calls slimfaas.v1.AdminService.Backup.
+func (c *adminServiceClient) Backup(ctx context.Context, req *connect.Request[wire.BackupRequest]) (*connect.ServerStreamForClient[wire.BackupResponse], error) {
+	return c.backup.CallServerStream(ctx, req)
+}
+
+// AdminServiceHandler is an implementation of the slimfaas.v1.AdminService service.
+type AdminServiceHandler interface {
+	// Node describes one node as it sees itself. Any node answers.
+	Node(context.Context, *connect.Request[wire.NodeRequest]) (*connect.Response[wire.NodeResponse], error)
+	// AddMember adds a non-voter: it gets the log and has no vote.
+	AddMember(context.Context, *connect.Request[wire.AddMemberRequest]) (*connect.Response[wire.ChangeResponse], error)
+	// PromoteMember gives a non-voter its vote, once it has stayed close to the leader for a second; `unavailable` until then.
+	PromoteMember(context.Context, *connect.Request[wire.PromoteMemberRequest]) (*connect.Response[wire.ChangeResponse], error)
+	// RemoveMember takes a member out, never the leader (transfer first), and only while most of the voters that remain answer.
+	RemoveMember(context.Context, *connect.Request[wire.RemoveMemberRequest]) (*connect.Response[wire.ChangeResponse], error)
+	// Transfer hands the leadership to another voter.
+	Transfer(context.Context, *connect.Request[wire.TransferRequest]) (*connect.Response[wire.TransferResponse], error)
+	// Backup sends a consistent snapshot of everything committed before it was asked for.
+	Backup(context.Context, *connect.Request[wire.BackupRequest], *connect.ServerStream[wire.BackupResponse]) error
+}
+
+// NewAdminServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	adminServiceMethods := wire.File_slimfaas_proto.Services().ByName("AdminService").Methods()
+	adminServiceNodeHandler := connect.NewUnaryHandler(
+		AdminServiceNodeProcedure,
+		svc.Node,
+		connect.WithSchema(adminServiceMethods.ByName("Node")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceAddMemberHandler := connect.NewUnaryHandler(
+		AdminServiceAddMemberProcedure,
+		svc.AddMember,
+		connect.WithSchema(adminServiceMethods.ByName("AddMember")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServicePromoteMemberHandler := connect.NewUnaryHandler(
+		AdminServicePromoteMemberProcedure,
+		svc.PromoteMember,
+		connect.WithSchema(adminServiceMethods.ByName("PromoteMember")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceRemoveMemberHandler := connect.NewUnaryHandler(
+		AdminServiceRemoveMemberProcedure,
+		svc.RemoveMember,
+		connect.WithSchema(adminServiceMethods.ByName("RemoveMember")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceTransferHandler := connect.NewUnaryHandler(
+		AdminServiceTransferProcedure,
+		svc.Transfer,
+		connect.WithSchema(adminServiceMethods.ByName("Transfer")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceBackupHandler := connect.NewServerStreamHandler(
+		AdminServiceBackupProcedure,
+		svc.Backup,
+		connect.WithSchema(adminServiceMethods.ByName("Backup")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/slimfaas.v1.AdminService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case AdminServiceNodeProcedure:
+			adminServiceNodeHandler.ServeHTTP(w, r)
+		case AdminServiceAddMemberProcedure:
+			adminServiceAddMemberHandler.ServeHTTP(w, r)
+		case AdminServicePromoteMemberProcedure:
+			adminServicePromoteMemberHandler.ServeHTTP(w, r)
+		case AdminServiceRemoveMemberProcedure:
+			adminServiceRemoveMemberHandler.ServeHTTP(w, r)
+		case AdminServiceTransferProcedure:
+			adminServiceTransferHandler.ServeHTTP(w, r)
+		case AdminServiceBackupProcedure:
+			adminServiceBackupHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedAdminServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedAdminServiceHandler struct{}
+
+func (UnimplementedAdminServiceHandler) Node(context.Context, *connect.Request[wire.NodeRequest]) (*connect.Response[wire.NodeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("slimfaas.v1.AdminService.Node is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) AddMember(context.Context, *connect.Request[wire.AddMemberRequest]) (*connect.Response[wire.ChangeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("slimfaas.v1.AdminService.AddMember is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) PromoteMember(context.Context, *connect.Request[wire.PromoteMemberRequest]) (*connect.Response[wire.ChangeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("slimfaas.v1.AdminService.PromoteMember is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) RemoveMember(context.Context, *connect.Request[wire.RemoveMemberRequest]) (*connect.Response[wire.ChangeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("slimfaas.v1.AdminService.RemoveMember is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) Transfer(context.Context, *connect.Request[wire.TransferRequest]) (*connect.Response[wire.TransferResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("slimfaas.v1.AdminService.Transfer is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) Backup(context.Context, *connect.Request[wire.BackupRequest], *connect.ServerStream[wire.BackupResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("slimfaas.v1.AdminService.Backup is not implemented"))
 }
