@@ -87,8 +87,9 @@ func runNode(ctx context.Context, environ []string) error {
 		AdminAddress: c.Listen.Admin, Profile: c.Profile, LogStore: c.Node.LogStore,
 		Limits: dispatch.Limits{
 			HistoryAge: c.Keep.HistoryAge, KeepFinished: c.Keep.HistoryCount, KeepDead: c.Keep.DeadCount, DeadAge: c.Keep.DeadAge, OrphanDeadAge: c.Keep.OrphanDeadAfter,
+			UploadIdle: c.Keep.UploadIdle,
 		},
-		MaxUnfinished: c.Keep.MaxUnfinished, MaxKeys: c.Keep.MaxKeys, Log: log,
+		MaxUnfinished: c.Keep.MaxUnfinished, MaxKeys: c.Keep.MaxKeys, MaxUploadBytes: c.Keep.MaxUploadBytes, Log: log,
 	})
 	if err != nil {
 		return fmt.Errorf("starting: %w", err)

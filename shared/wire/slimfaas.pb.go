@@ -533,6 +533,8 @@ type Op struct {
 	//	*Op_ReleaseLock
 	//	*Op_RecordActivity
 	//	*Op_SetScale
+	//	*Op_PutPart
+	//	*Op_DropUpload
 	Op            isOp_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -665,6 +667,24 @@ func (x *Op) GetSetScale() *SetScale {
 	return nil
 }
 
+func (x *Op) GetPutPart() *PutPart {
+	if x != nil {
+		if x, ok := x.Op.(*Op_PutPart); ok {
+			return x.PutPart
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetDropUpload() *DropUpload {
+	if x != nil {
+		if x, ok := x.Op.(*Op_DropUpload); ok {
+			return x.DropUpload
+		}
+	}
+	return nil
+}
+
 type isOp_Op interface {
 	isOp_Op()
 }
@@ -709,6 +729,14 @@ type Op_SetScale struct {
 	SetScale *SetScale `protobuf:"bytes,10,opt,name=set_scale,json=setScale,proto3,oneof"`
 }
 
+type Op_PutPart struct {
+	PutPart *PutPart `protobuf:"bytes,11,opt,name=put_part,json=putPart,proto3,oneof"`
+}
+
+type Op_DropUpload struct {
+	DropUpload *DropUpload `protobuf:"bytes,12,opt,name=drop_upload,json=dropUpload,proto3,oneof"`
+}
+
 func (*Op_Accept) isOp_Op() {}
 
 func (*Op_AcceptFrame) isOp_Op() {}
@@ -728,6 +756,10 @@ func (*Op_ReleaseLock) isOp_Op() {}
 func (*Op_RecordActivity) isOp_Op() {}
 
 func (*Op_SetScale) isOp_Op() {}
+
+func (*Op_PutPart) isOp_Op() {}
+
+func (*Op_DropUpload) isOp_Op() {}
 
 type OpResult struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -822,8 +854,12 @@ type Accept struct {
 	KeepResultMs   uint64                 `protobuf:"varint,7,opt,name=keep_result_ms,json=keepResultMs,proto3" json:"keep_result_ms,omitempty"`    // what the function answers is kept so long after the end; 0: not at all
 	IdempotencyKey string                 `protobuf:"bytes,8,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"` // at most 200 bytes, per function; empty: none
 	RequestHash    []byte                 `protobuf:"bytes,9,opt,name=request_hash,json=requestHash,proto3" json:"request_hash,omitempty"`          // with a key: 16 bytes by which another request under it is told
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// parts over 0: the body was put before, as so many parts under this id, and payload is the request without it.
+	Parts         uint32 `protobuf:"varint,10,opt,name=parts,proto3" json:"parts,omitempty"`
+	BodySize      uint64 `protobuf:"varint,11,opt,name=body_size,json=bodySize,proto3" json:"body_size,omitempty"` // bytes of all parts together
+	BodySum       uint32 `protobuf:"fixed32,12,opt,name=body_sum,json=bodySum,proto3" json:"body_sum,omitempty"`   // CRC-32C of all parts together
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Accept) Reset() {
@@ -919,6 +955,144 @@ func (x *Accept) GetRequestHash() []byte {
 	return nil
 }
 
+func (x *Accept) GetParts() uint32 {
+	if x != nil {
+		return x.Parts
+	}
+	return 0
+}
+
+func (x *Accept) GetBodySize() uint64 {
+	if x != nil {
+		return x.BodySize
+	}
+	return 0
+}
+
+func (x *Accept) GetBodySum() uint32 {
+	if x != nil {
+		return x.BodySum
+	}
+	return 0
+}
+
+// PutPart stores one part of the body of a call that will be accepted under this id: parts come in order, all but the last as
+// large as the first. A part that is there already is answered as repeated. Parts alone are never a call: they go with the
+// session, with DropUpload, or when nothing has come for QUEUE_UPLOAD_IDLE. A part that does not follow the one before is a
+// CODE_CONFLICT, a session that is not live CODE_STALE, no room CODE_FULL.
+type PutPart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Number        uint32                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`   // the first is 0
+	Data          []byte                 `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`        // 1 byte to 256 KiB
+	Session       uint64                 `protobuf:"varint,4,opt,name=session,proto3" json:"session,omitempty"` // of the edge that takes the call
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutPart) Reset() {
+	*x = PutPart{}
+	mi := &file_slimfaas_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutPart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutPart) ProtoMessage() {}
+
+func (x *PutPart) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutPart.ProtoReflect.Descriptor instead.
+func (*PutPart) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *PutPart) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *PutPart) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *PutPart) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *PutPart) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+// DropUpload forgets the parts put under an id. One that is not known (any more) is CODE_NOT_FOUND.
+type DropUpload struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropUpload) Reset() {
+	*x = DropUpload{}
+	mi := &file_slimfaas_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropUpload) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropUpload) ProtoMessage() {}
+
+func (x *DropUpload) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropUpload.ProtoReflect.Descriptor instead.
+func (*DropUpload) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *DropUpload) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
 type AcceptFrame struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -930,7 +1104,7 @@ type AcceptFrame struct {
 
 func (x *AcceptFrame) Reset() {
 	*x = AcceptFrame{}
-	mi := &file_slimfaas_proto_msgTypes[6]
+	mi := &file_slimfaas_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -942,7 +1116,7 @@ func (x *AcceptFrame) String() string {
 func (*AcceptFrame) ProtoMessage() {}
 
 func (x *AcceptFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[6]
+	mi := &file_slimfaas_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -955,7 +1129,7 @@ func (x *AcceptFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptFrame.ProtoReflect.Descriptor instead.
 func (*AcceptFrame) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{6}
+	return file_slimfaas_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AcceptFrame) GetId() []byte {
@@ -991,7 +1165,7 @@ type Callback struct {
 
 func (x *Callback) Reset() {
 	*x = Callback{}
-	mi := &file_slimfaas_proto_msgTypes[7]
+	mi := &file_slimfaas_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1003,7 +1177,7 @@ func (x *Callback) String() string {
 func (*Callback) ProtoMessage() {}
 
 func (x *Callback) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[7]
+	mi := &file_slimfaas_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1016,7 +1190,7 @@ func (x *Callback) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Callback.ProtoReflect.Descriptor instead.
 func (*Callback) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{7}
+	return file_slimfaas_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Callback) GetId() []byte {
@@ -1049,7 +1223,7 @@ type Cancel struct {
 
 func (x *Cancel) Reset() {
 	*x = Cancel{}
-	mi := &file_slimfaas_proto_msgTypes[8]
+	mi := &file_slimfaas_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1061,7 +1235,7 @@ func (x *Cancel) String() string {
 func (*Cancel) ProtoMessage() {}
 
 func (x *Cancel) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[8]
+	mi := &file_slimfaas_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1074,7 +1248,7 @@ func (x *Cancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cancel.ProtoReflect.Descriptor instead.
 func (*Cancel) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{8}
+	return file_slimfaas_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Cancel) GetId() []byte {
@@ -1098,7 +1272,7 @@ type OpenSession struct {
 
 func (x *OpenSession) Reset() {
 	*x = OpenSession{}
-	mi := &file_slimfaas_proto_msgTypes[9]
+	mi := &file_slimfaas_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1110,7 +1284,7 @@ func (x *OpenSession) String() string {
 func (*OpenSession) ProtoMessage() {}
 
 func (x *OpenSession) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[9]
+	mi := &file_slimfaas_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1123,7 +1297,7 @@ func (x *OpenSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSession.ProtoReflect.Descriptor instead.
 func (*OpenSession) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{9}
+	return file_slimfaas_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *OpenSession) GetName() string {
@@ -1163,7 +1337,7 @@ type CloseSession struct {
 
 func (x *CloseSession) Reset() {
 	*x = CloseSession{}
-	mi := &file_slimfaas_proto_msgTypes[10]
+	mi := &file_slimfaas_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1175,7 +1349,7 @@ func (x *CloseSession) String() string {
 func (*CloseSession) ProtoMessage() {}
 
 func (x *CloseSession) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[10]
+	mi := &file_slimfaas_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1188,7 +1362,7 @@ func (x *CloseSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseSession.ProtoReflect.Descriptor instead.
 func (*CloseSession) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{10}
+	return file_slimfaas_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CloseSession) GetSession() uint64 {
@@ -1209,7 +1383,7 @@ type AcquireLock struct {
 
 func (x *AcquireLock) Reset() {
 	*x = AcquireLock{}
-	mi := &file_slimfaas_proto_msgTypes[11]
+	mi := &file_slimfaas_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1221,7 +1395,7 @@ func (x *AcquireLock) String() string {
 func (*AcquireLock) ProtoMessage() {}
 
 func (x *AcquireLock) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[11]
+	mi := &file_slimfaas_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1234,7 +1408,7 @@ func (x *AcquireLock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcquireLock.ProtoReflect.Descriptor instead.
 func (*AcquireLock) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{11}
+	return file_slimfaas_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AcquireLock) GetLock() string {
@@ -1261,7 +1435,7 @@ type ReleaseLock struct {
 
 func (x *ReleaseLock) Reset() {
 	*x = ReleaseLock{}
-	mi := &file_slimfaas_proto_msgTypes[12]
+	mi := &file_slimfaas_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1447,7 @@ func (x *ReleaseLock) String() string {
 func (*ReleaseLock) ProtoMessage() {}
 
 func (x *ReleaseLock) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[12]
+	mi := &file_slimfaas_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1460,7 @@ func (x *ReleaseLock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseLock.ProtoReflect.Descriptor instead.
 func (*ReleaseLock) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{12}
+	return file_slimfaas_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ReleaseLock) GetLock() string {
@@ -1312,7 +1486,7 @@ type RecordActivity struct {
 
 func (x *RecordActivity) Reset() {
 	*x = RecordActivity{}
-	mi := &file_slimfaas_proto_msgTypes[13]
+	mi := &file_slimfaas_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1324,7 +1498,7 @@ func (x *RecordActivity) String() string {
 func (*RecordActivity) ProtoMessage() {}
 
 func (x *RecordActivity) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[13]
+	mi := &file_slimfaas_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1337,7 +1511,7 @@ func (x *RecordActivity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordActivity.ProtoReflect.Descriptor instead.
 func (*RecordActivity) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{13}
+	return file_slimfaas_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RecordActivity) GetActivities() []*Activity {
@@ -1357,7 +1531,7 @@ type Activity struct {
 
 func (x *Activity) Reset() {
 	*x = Activity{}
-	mi := &file_slimfaas_proto_msgTypes[14]
+	mi := &file_slimfaas_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1369,7 +1543,7 @@ func (x *Activity) String() string {
 func (*Activity) ProtoMessage() {}
 
 func (x *Activity) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[14]
+	mi := &file_slimfaas_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1382,7 +1556,7 @@ func (x *Activity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activity.ProtoReflect.Descriptor instead.
 func (*Activity) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{14}
+	return file_slimfaas_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Activity) GetFunction() string {
@@ -1411,7 +1585,7 @@ type SetScale struct {
 
 func (x *SetScale) Reset() {
 	*x = SetScale{}
-	mi := &file_slimfaas_proto_msgTypes[15]
+	mi := &file_slimfaas_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1423,7 +1597,7 @@ func (x *SetScale) String() string {
 func (*SetScale) ProtoMessage() {}
 
 func (x *SetScale) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[15]
+	mi := &file_slimfaas_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1436,7 +1610,7 @@ func (x *SetScale) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetScale.ProtoReflect.Descriptor instead.
 func (*SetScale) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{15}
+	return file_slimfaas_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SetScale) GetFunction() string {
@@ -1470,7 +1644,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_slimfaas_proto_msgTypes[16]
+	mi := &file_slimfaas_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1482,7 +1656,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[16]
+	mi := &file_slimfaas_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1495,7 +1669,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{16}
+	return file_slimfaas_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *HeartbeatRequest) GetSession() uint64 {
@@ -1521,7 +1695,7 @@ type HeartbeatResponse struct {
 
 func (x *HeartbeatResponse) Reset() {
 	*x = HeartbeatResponse{}
-	mi := &file_slimfaas_proto_msgTypes[17]
+	mi := &file_slimfaas_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1533,7 +1707,7 @@ func (x *HeartbeatResponse) String() string {
 func (*HeartbeatResponse) ProtoMessage() {}
 
 func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[17]
+	mi := &file_slimfaas_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1546,7 +1720,7 @@ func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatResponse.ProtoReflect.Descriptor instead.
 func (*HeartbeatResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{17}
+	return file_slimfaas_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *HeartbeatResponse) GetCode() Code {
@@ -1571,7 +1745,7 @@ type DeliverUp struct {
 
 func (x *DeliverUp) Reset() {
 	*x = DeliverUp{}
-	mi := &file_slimfaas_proto_msgTypes[18]
+	mi := &file_slimfaas_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +1757,7 @@ func (x *DeliverUp) String() string {
 func (*DeliverUp) ProtoMessage() {}
 
 func (x *DeliverUp) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[18]
+	mi := &file_slimfaas_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1596,7 +1770,7 @@ func (x *DeliverUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliverUp.ProtoReflect.Descriptor instead.
 func (*DeliverUp) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{18}
+	return file_slimfaas_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DeliverUp) GetUp() isDeliverUp_Up {
@@ -1688,7 +1862,7 @@ type DeliverDown struct {
 
 func (x *DeliverDown) Reset() {
 	*x = DeliverDown{}
-	mi := &file_slimfaas_proto_msgTypes[19]
+	mi := &file_slimfaas_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1700,7 +1874,7 @@ func (x *DeliverDown) String() string {
 func (*DeliverDown) ProtoMessage() {}
 
 func (x *DeliverDown) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[19]
+	mi := &file_slimfaas_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1713,7 +1887,7 @@ func (x *DeliverDown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliverDown.ProtoReflect.Descriptor instead.
 func (*DeliverDown) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{19}
+	return file_slimfaas_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeliverDown) GetDown() isDeliverDown_Down {
@@ -1845,7 +2019,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_slimfaas_proto_msgTypes[20]
+	mi := &file_slimfaas_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1857,7 +2031,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[20]
+	mi := &file_slimfaas_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1870,7 +2044,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{20}
+	return file_slimfaas_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Hello) GetName() string {
@@ -1918,7 +2092,7 @@ type Capacity struct {
 
 func (x *Capacity) Reset() {
 	*x = Capacity{}
-	mi := &file_slimfaas_proto_msgTypes[21]
+	mi := &file_slimfaas_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1930,7 +2104,7 @@ func (x *Capacity) String() string {
 func (*Capacity) ProtoMessage() {}
 
 func (x *Capacity) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[21]
+	mi := &file_slimfaas_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1943,7 +2117,7 @@ func (x *Capacity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capacity.ProtoReflect.Descriptor instead.
 func (*Capacity) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{21}
+	return file_slimfaas_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Capacity) GetMaxHeld() uint32 {
@@ -1963,7 +2137,7 @@ type Held struct {
 
 func (x *Held) Reset() {
 	*x = Held{}
-	mi := &file_slimfaas_proto_msgTypes[22]
+	mi := &file_slimfaas_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1975,7 +2149,7 @@ func (x *Held) String() string {
 func (*Held) ProtoMessage() {}
 
 func (x *Held) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[22]
+	mi := &file_slimfaas_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1988,7 +2162,7 @@ func (x *Held) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Held.ProtoReflect.Descriptor instead.
 func (*Held) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{22}
+	return file_slimfaas_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Held) GetId() []byte {
@@ -2019,7 +2193,7 @@ type HeldHeartbeat struct {
 
 func (x *HeldHeartbeat) Reset() {
 	*x = HeldHeartbeat{}
-	mi := &file_slimfaas_proto_msgTypes[23]
+	mi := &file_slimfaas_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2031,7 +2205,7 @@ func (x *HeldHeartbeat) String() string {
 func (*HeldHeartbeat) ProtoMessage() {}
 
 func (x *HeldHeartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[23]
+	mi := &file_slimfaas_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2044,7 +2218,7 @@ func (x *HeldHeartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldHeartbeat.ProtoReflect.Descriptor instead.
 func (*HeldHeartbeat) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{23}
+	return file_slimfaas_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *HeldHeartbeat) GetCount() uint32 {
@@ -2086,7 +2260,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_slimfaas_proto_msgTypes[24]
+	mi := &file_slimfaas_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2098,7 +2272,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[24]
+	mi := &file_slimfaas_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2111,7 +2285,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{24}
+	return file_slimfaas_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Welcome) GetSession() uint64 {
@@ -2135,7 +2309,8 @@ func (x *Welcome) GetNode() string {
 	return ""
 }
 
-// Grant gives one try of a call to this edge, for one replica. size over len(payload) means GrantFrames follow.
+// Grant gives one try of a call to this edge, for one replica. size over len(payload) means GrantFrames follow; or, with a
+// body_size, that the body is to be read with ReadPayload.
 type Grant struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2148,13 +2323,15 @@ type Grant struct {
 	Payload       []byte                 `protobuf:"bytes,8,opt,name=payload,proto3" json:"payload,omitempty"`
 	Size          uint64                 `protobuf:"varint,9,opt,name=size,proto3" json:"size,omitempty"`
 	KeepResult    bool                   `protobuf:"varint,10,opt,name=keep_result,json=keepResult,proto3" json:"keep_result,omitempty"` // the caller asked to keep what the function answers: send it with the result
+	BodySize      uint64                 `protobuf:"varint,11,opt,name=body_size,json=bodySize,proto3" json:"body_size,omitempty"`       // over 0: payload is whole and lacks the body, which has so many bytes; size is both
+	BodySum       uint32                 `protobuf:"fixed32,12,opt,name=body_sum,json=bodySum,proto3" json:"body_sum,omitempty"`         // CRC-32C of the body
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_slimfaas_proto_msgTypes[25]
+	mi := &file_slimfaas_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +2343,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[25]
+	mi := &file_slimfaas_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,7 +2356,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{25}
+	return file_slimfaas_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Grant) GetId() []byte {
@@ -2252,6 +2429,124 @@ func (x *Grant) GetKeepResult() bool {
 	return false
 }
 
+func (x *Grant) GetBodySize() uint64 {
+	if x != nil {
+		return x.BodySize
+	}
+	return 0
+}
+
+func (x *Grant) GetBodySum() uint32 {
+	if x != nil {
+		return x.BodySum
+	}
+	return 0
+}
+
+type ReadPayloadRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Fence         uint64                 `protobuf:"varint,2,opt,name=fence,proto3" json:"fence,omitempty"`
+	Offset        uint64                 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"` // where to begin: a reader whose stream broke goes on behind what it has
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadPayloadRequest) Reset() {
+	*x = ReadPayloadRequest{}
+	mi := &file_slimfaas_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadPayloadRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadPayloadRequest) ProtoMessage() {}
+
+func (x *ReadPayloadRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadPayloadRequest.ProtoReflect.Descriptor instead.
+func (*ReadPayloadRequest) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ReadPayloadRequest) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *ReadPayloadRequest) GetFence() uint64 {
+	if x != nil {
+		return x.Fence
+	}
+	return 0
+}
+
+func (x *ReadPayloadRequest) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+type ReadPayloadResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadPayloadResponse) Reset() {
+	*x = ReadPayloadResponse{}
+	mi := &file_slimfaas_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadPayloadResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadPayloadResponse) ProtoMessage() {}
+
+func (x *ReadPayloadResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadPayloadResponse.ProtoReflect.Descriptor instead.
+func (*ReadPayloadResponse) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ReadPayloadResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 type GrantFrame struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2264,7 +2559,7 @@ type GrantFrame struct {
 
 func (x *GrantFrame) Reset() {
 	*x = GrantFrame{}
-	mi := &file_slimfaas_proto_msgTypes[26]
+	mi := &file_slimfaas_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2276,7 +2571,7 @@ func (x *GrantFrame) String() string {
 func (*GrantFrame) ProtoMessage() {}
 
 func (x *GrantFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[26]
+	mi := &file_slimfaas_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2289,7 +2584,7 @@ func (x *GrantFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantFrame.ProtoReflect.Descriptor instead.
 func (*GrantFrame) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{26}
+	return file_slimfaas_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GrantFrame) GetId() []byte {
@@ -2332,7 +2627,7 @@ type Withdraw struct {
 
 func (x *Withdraw) Reset() {
 	*x = Withdraw{}
-	mi := &file_slimfaas_proto_msgTypes[27]
+	mi := &file_slimfaas_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2344,7 +2639,7 @@ func (x *Withdraw) String() string {
 func (*Withdraw) ProtoMessage() {}
 
 func (x *Withdraw) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[27]
+	mi := &file_slimfaas_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2357,7 +2652,7 @@ func (x *Withdraw) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Withdraw.ProtoReflect.Descriptor instead.
 func (*Withdraw) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{27}
+	return file_slimfaas_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Withdraw) GetId() []byte {
@@ -2396,7 +2691,7 @@ type TryResult struct {
 
 func (x *TryResult) Reset() {
 	*x = TryResult{}
-	mi := &file_slimfaas_proto_msgTypes[28]
+	mi := &file_slimfaas_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2408,7 +2703,7 @@ func (x *TryResult) String() string {
 func (*TryResult) ProtoMessage() {}
 
 func (x *TryResult) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[28]
+	mi := &file_slimfaas_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2421,7 +2716,7 @@ func (x *TryResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TryResult.ProtoReflect.Descriptor instead.
 func (*TryResult) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{28}
+	return file_slimfaas_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *TryResult) GetId() []byte {
@@ -2485,7 +2780,7 @@ type ResultAck struct {
 
 func (x *ResultAck) Reset() {
 	*x = ResultAck{}
-	mi := &file_slimfaas_proto_msgTypes[29]
+	mi := &file_slimfaas_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2497,7 +2792,7 @@ func (x *ResultAck) String() string {
 func (*ResultAck) ProtoMessage() {}
 
 func (x *ResultAck) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[29]
+	mi := &file_slimfaas_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2510,7 +2805,7 @@ func (x *ResultAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResultAck.ProtoReflect.Descriptor instead.
 func (*ResultAck) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{29}
+	return file_slimfaas_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ResultAck) GetId() []byte {
@@ -2542,7 +2837,7 @@ type ListHeld struct {
 
 func (x *ListHeld) Reset() {
 	*x = ListHeld{}
-	mi := &file_slimfaas_proto_msgTypes[30]
+	mi := &file_slimfaas_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2554,7 +2849,7 @@ func (x *ListHeld) String() string {
 func (*ListHeld) ProtoMessage() {}
 
 func (x *ListHeld) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[30]
+	mi := &file_slimfaas_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2567,7 +2862,7 @@ func (x *ListHeld) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHeld.ProtoReflect.Descriptor instead.
 func (*ListHeld) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{30}
+	return file_slimfaas_proto_rawDescGZIP(), []int{34}
 }
 
 // StoredRequest is the payload of an async call: what the function must receive. Only edges read it.
@@ -2584,7 +2879,7 @@ type StoredRequest struct {
 
 func (x *StoredRequest) Reset() {
 	*x = StoredRequest{}
-	mi := &file_slimfaas_proto_msgTypes[31]
+	mi := &file_slimfaas_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2596,7 +2891,7 @@ func (x *StoredRequest) String() string {
 func (*StoredRequest) ProtoMessage() {}
 
 func (x *StoredRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[31]
+	mi := &file_slimfaas_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2609,7 +2904,7 @@ func (x *StoredRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredRequest.ProtoReflect.Descriptor instead.
 func (*StoredRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{31}
+	return file_slimfaas_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *StoredRequest) GetMethod() string {
@@ -2660,7 +2955,7 @@ type StoredAnswer struct {
 
 func (x *StoredAnswer) Reset() {
 	*x = StoredAnswer{}
-	mi := &file_slimfaas_proto_msgTypes[32]
+	mi := &file_slimfaas_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2672,7 +2967,7 @@ func (x *StoredAnswer) String() string {
 func (*StoredAnswer) ProtoMessage() {}
 
 func (x *StoredAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[32]
+	mi := &file_slimfaas_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2685,7 +2980,7 @@ func (x *StoredAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredAnswer.ProtoReflect.Descriptor instead.
 func (*StoredAnswer) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{32}
+	return file_slimfaas_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *StoredAnswer) GetStatus() uint32 {
@@ -2726,7 +3021,7 @@ type Header struct {
 
 func (x *Header) Reset() {
 	*x = Header{}
-	mi := &file_slimfaas_proto_msgTypes[33]
+	mi := &file_slimfaas_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2738,7 +3033,7 @@ func (x *Header) String() string {
 func (*Header) ProtoMessage() {}
 
 func (x *Header) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[33]
+	mi := &file_slimfaas_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2751,7 +3046,7 @@ func (x *Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Header.ProtoReflect.Descriptor instead.
 func (*Header) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{33}
+	return file_slimfaas_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Header) GetName() string {
@@ -2778,7 +3073,7 @@ type GetCallRequest struct {
 
 func (x *GetCallRequest) Reset() {
 	*x = GetCallRequest{}
-	mi := &file_slimfaas_proto_msgTypes[34]
+	mi := &file_slimfaas_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2790,7 +3085,7 @@ func (x *GetCallRequest) String() string {
 func (*GetCallRequest) ProtoMessage() {}
 
 func (x *GetCallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[34]
+	mi := &file_slimfaas_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2803,7 +3098,7 @@ func (x *GetCallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCallRequest.ProtoReflect.Descriptor instead.
 func (*GetCallRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{34}
+	return file_slimfaas_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetCallRequest) GetId() []byte {
@@ -2829,7 +3124,7 @@ type GetCallResponse struct {
 
 func (x *GetCallResponse) Reset() {
 	*x = GetCallResponse{}
-	mi := &file_slimfaas_proto_msgTypes[35]
+	mi := &file_slimfaas_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2841,7 +3136,7 @@ func (x *GetCallResponse) String() string {
 func (*GetCallResponse) ProtoMessage() {}
 
 func (x *GetCallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[35]
+	mi := &file_slimfaas_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2854,7 +3149,7 @@ func (x *GetCallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCallResponse.ProtoReflect.Descriptor instead.
 func (*GetCallResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{35}
+	return file_slimfaas_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetCallResponse) GetCall() *Call {
@@ -2873,7 +3168,7 @@ type GetResultRequest struct {
 
 func (x *GetResultRequest) Reset() {
 	*x = GetResultRequest{}
-	mi := &file_slimfaas_proto_msgTypes[36]
+	mi := &file_slimfaas_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2885,7 +3180,7 @@ func (x *GetResultRequest) String() string {
 func (*GetResultRequest) ProtoMessage() {}
 
 func (x *GetResultRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[36]
+	mi := &file_slimfaas_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2898,7 +3193,7 @@ func (x *GetResultRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResultRequest.ProtoReflect.Descriptor instead.
 func (*GetResultRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{36}
+	return file_slimfaas_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetResultRequest) GetId() []byte {
@@ -2918,7 +3213,7 @@ type GetResultResponse struct {
 
 func (x *GetResultResponse) Reset() {
 	*x = GetResultResponse{}
-	mi := &file_slimfaas_proto_msgTypes[37]
+	mi := &file_slimfaas_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2930,7 +3225,7 @@ func (x *GetResultResponse) String() string {
 func (*GetResultResponse) ProtoMessage() {}
 
 func (x *GetResultResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[37]
+	mi := &file_slimfaas_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2943,7 +3238,7 @@ func (x *GetResultResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResultResponse.ProtoReflect.Descriptor instead.
 func (*GetResultResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{37}
+	return file_slimfaas_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetResultResponse) GetCall() *Call {
@@ -2971,7 +3266,7 @@ type ListDeadRequest struct {
 
 func (x *ListDeadRequest) Reset() {
 	*x = ListDeadRequest{}
-	mi := &file_slimfaas_proto_msgTypes[38]
+	mi := &file_slimfaas_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2983,7 +3278,7 @@ func (x *ListDeadRequest) String() string {
 func (*ListDeadRequest) ProtoMessage() {}
 
 func (x *ListDeadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[38]
+	mi := &file_slimfaas_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2996,7 +3291,7 @@ func (x *ListDeadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadRequest.ProtoReflect.Descriptor instead.
 func (*ListDeadRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{38}
+	return file_slimfaas_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListDeadRequest) GetFunction() string {
@@ -3031,7 +3326,7 @@ type ListDeadResponse struct {
 
 func (x *ListDeadResponse) Reset() {
 	*x = ListDeadResponse{}
-	mi := &file_slimfaas_proto_msgTypes[39]
+	mi := &file_slimfaas_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3043,7 +3338,7 @@ func (x *ListDeadResponse) String() string {
 func (*ListDeadResponse) ProtoMessage() {}
 
 func (x *ListDeadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[39]
+	mi := &file_slimfaas_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3056,7 +3351,7 @@ func (x *ListDeadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadResponse.ProtoReflect.Descriptor instead.
 func (*ListDeadResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{39}
+	return file_slimfaas_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListDeadResponse) GetCode() Code {
@@ -3084,7 +3379,7 @@ type RedriveRequest struct {
 
 func (x *RedriveRequest) Reset() {
 	*x = RedriveRequest{}
-	mi := &file_slimfaas_proto_msgTypes[40]
+	mi := &file_slimfaas_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3096,7 +3391,7 @@ func (x *RedriveRequest) String() string {
 func (*RedriveRequest) ProtoMessage() {}
 
 func (x *RedriveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[40]
+	mi := &file_slimfaas_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3109,7 +3404,7 @@ func (x *RedriveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedriveRequest.ProtoReflect.Descriptor instead.
 func (*RedriveRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{40}
+	return file_slimfaas_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RedriveRequest) GetFunction() string {
@@ -3135,7 +3430,7 @@ type RedriveResponse struct {
 
 func (x *RedriveResponse) Reset() {
 	*x = RedriveResponse{}
-	mi := &file_slimfaas_proto_msgTypes[41]
+	mi := &file_slimfaas_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3147,7 +3442,7 @@ func (x *RedriveResponse) String() string {
 func (*RedriveResponse) ProtoMessage() {}
 
 func (x *RedriveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[41]
+	mi := &file_slimfaas_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3160,7 +3455,7 @@ func (x *RedriveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedriveResponse.ProtoReflect.Descriptor instead.
 func (*RedriveResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{41}
+	return file_slimfaas_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RedriveResponse) GetCount() uint64 {
@@ -3180,7 +3475,7 @@ type PurgeRequest struct {
 
 func (x *PurgeRequest) Reset() {
 	*x = PurgeRequest{}
-	mi := &file_slimfaas_proto_msgTypes[42]
+	mi := &file_slimfaas_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3192,7 +3487,7 @@ func (x *PurgeRequest) String() string {
 func (*PurgeRequest) ProtoMessage() {}
 
 func (x *PurgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[42]
+	mi := &file_slimfaas_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3205,7 +3500,7 @@ func (x *PurgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeRequest.ProtoReflect.Descriptor instead.
 func (*PurgeRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{42}
+	return file_slimfaas_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PurgeRequest) GetFunction() string {
@@ -3231,7 +3526,7 @@ type PurgeResponse struct {
 
 func (x *PurgeResponse) Reset() {
 	*x = PurgeResponse{}
-	mi := &file_slimfaas_proto_msgTypes[43]
+	mi := &file_slimfaas_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3243,7 +3538,7 @@ func (x *PurgeResponse) String() string {
 func (*PurgeResponse) ProtoMessage() {}
 
 func (x *PurgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[43]
+	mi := &file_slimfaas_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3256,7 +3551,7 @@ func (x *PurgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeResponse.ProtoReflect.Descriptor instead.
 func (*PurgeResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{43}
+	return file_slimfaas_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PurgeResponse) GetCount() uint64 {
@@ -3285,7 +3580,7 @@ type Call struct {
 
 func (x *Call) Reset() {
 	*x = Call{}
-	mi := &file_slimfaas_proto_msgTypes[44]
+	mi := &file_slimfaas_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3297,7 +3592,7 @@ func (x *Call) String() string {
 func (*Call) ProtoMessage() {}
 
 func (x *Call) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[44]
+	mi := &file_slimfaas_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3310,7 +3605,7 @@ func (x *Call) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Call.ProtoReflect.Descriptor instead.
 func (*Call) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{44}
+	return file_slimfaas_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Call) GetId() []byte {
@@ -3398,7 +3693,7 @@ type FactsRequest struct {
 
 func (x *FactsRequest) Reset() {
 	*x = FactsRequest{}
-	mi := &file_slimfaas_proto_msgTypes[45]
+	mi := &file_slimfaas_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3410,7 +3705,7 @@ func (x *FactsRequest) String() string {
 func (*FactsRequest) ProtoMessage() {}
 
 func (x *FactsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[45]
+	mi := &file_slimfaas_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3423,7 +3718,7 @@ func (x *FactsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FactsRequest.ProtoReflect.Descriptor instead.
 func (*FactsRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{45}
+	return file_slimfaas_proto_rawDescGZIP(), []int{49}
 }
 
 type FactsResponse struct {
@@ -3440,7 +3735,7 @@ type FactsResponse struct {
 
 func (x *FactsResponse) Reset() {
 	*x = FactsResponse{}
-	mi := &file_slimfaas_proto_msgTypes[46]
+	mi := &file_slimfaas_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3452,7 +3747,7 @@ func (x *FactsResponse) String() string {
 func (*FactsResponse) ProtoMessage() {}
 
 func (x *FactsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[46]
+	mi := &file_slimfaas_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3465,7 +3760,7 @@ func (x *FactsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FactsResponse.ProtoReflect.Descriptor instead.
 func (*FactsResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{46}
+	return file_slimfaas_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *FactsResponse) GetAppliedIndex() uint64 {
@@ -3526,7 +3821,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_slimfaas_proto_msgTypes[47]
+	mi := &file_slimfaas_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3538,7 +3833,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[47]
+	mi := &file_slimfaas_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3551,7 +3846,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{47}
+	return file_slimfaas_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Session) GetId() uint64 {
@@ -3615,7 +3910,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_slimfaas_proto_msgTypes[48]
+	mi := &file_slimfaas_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3627,7 +3922,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[48]
+	mi := &file_slimfaas_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3640,7 +3935,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{48}
+	return file_slimfaas_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Lock) GetName() string {
@@ -3681,7 +3976,7 @@ type LastActivity struct {
 
 func (x *LastActivity) Reset() {
 	*x = LastActivity{}
-	mi := &file_slimfaas_proto_msgTypes[49]
+	mi := &file_slimfaas_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3693,7 +3988,7 @@ func (x *LastActivity) String() string {
 func (*LastActivity) ProtoMessage() {}
 
 func (x *LastActivity) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[49]
+	mi := &file_slimfaas_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3706,7 +4001,7 @@ func (x *LastActivity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastActivity.ProtoReflect.Descriptor instead.
 func (*LastActivity) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{49}
+	return file_slimfaas_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *LastActivity) GetFunction() string {
@@ -3734,7 +4029,7 @@ type Override struct {
 
 func (x *Override) Reset() {
 	*x = Override{}
-	mi := &file_slimfaas_proto_msgTypes[50]
+	mi := &file_slimfaas_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3746,7 +4041,7 @@ func (x *Override) String() string {
 func (*Override) ProtoMessage() {}
 
 func (x *Override) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[50]
+	mi := &file_slimfaas_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3759,7 +4054,7 @@ func (x *Override) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Override.ProtoReflect.Descriptor instead.
 func (*Override) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{50}
+	return file_slimfaas_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Override) GetFunction() string {
@@ -3791,7 +4086,7 @@ type DemandRequest struct {
 
 func (x *DemandRequest) Reset() {
 	*x = DemandRequest{}
-	mi := &file_slimfaas_proto_msgTypes[51]
+	mi := &file_slimfaas_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3803,7 +4098,7 @@ func (x *DemandRequest) String() string {
 func (*DemandRequest) ProtoMessage() {}
 
 func (x *DemandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[51]
+	mi := &file_slimfaas_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3816,7 +4111,7 @@ func (x *DemandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemandRequest.ProtoReflect.Descriptor instead.
 func (*DemandRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{51}
+	return file_slimfaas_proto_rawDescGZIP(), []int{55}
 }
 
 type ClusterRequest struct {
@@ -3827,7 +4122,7 @@ type ClusterRequest struct {
 
 func (x *ClusterRequest) Reset() {
 	*x = ClusterRequest{}
-	mi := &file_slimfaas_proto_msgTypes[52]
+	mi := &file_slimfaas_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3839,7 +4134,7 @@ func (x *ClusterRequest) String() string {
 func (*ClusterRequest) ProtoMessage() {}
 
 func (x *ClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[52]
+	mi := &file_slimfaas_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3852,7 +4147,7 @@ func (x *ClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterRequest.ProtoReflect.Descriptor instead.
 func (*ClusterRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{52}
+	return file_slimfaas_proto_rawDescGZIP(), []int{56}
 }
 
 type ClusterResponse struct {
@@ -3871,7 +4166,7 @@ type ClusterResponse struct {
 
 func (x *ClusterResponse) Reset() {
 	*x = ClusterResponse{}
-	mi := &file_slimfaas_proto_msgTypes[53]
+	mi := &file_slimfaas_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3883,7 +4178,7 @@ func (x *ClusterResponse) String() string {
 func (*ClusterResponse) ProtoMessage() {}
 
 func (x *ClusterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[53]
+	mi := &file_slimfaas_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3896,7 +4191,7 @@ func (x *ClusterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterResponse.ProtoReflect.Descriptor instead.
 func (*ClusterResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{53}
+	return file_slimfaas_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ClusterResponse) GetNode() string {
@@ -3967,7 +4262,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_slimfaas_proto_msgTypes[54]
+	mi := &file_slimfaas_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3979,7 +4274,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[54]
+	mi := &file_slimfaas_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3992,7 +4287,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{54}
+	return file_slimfaas_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Member) GetName() string {
@@ -4034,7 +4329,7 @@ type Version struct {
 
 func (x *Version) Reset() {
 	*x = Version{}
-	mi := &file_slimfaas_proto_msgTypes[55]
+	mi := &file_slimfaas_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4046,7 +4341,7 @@ func (x *Version) String() string {
 func (*Version) ProtoMessage() {}
 
 func (x *Version) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[55]
+	mi := &file_slimfaas_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4059,7 +4354,7 @@ func (x *Version) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Version.ProtoReflect.Descriptor instead.
 func (*Version) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{55}
+	return file_slimfaas_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Version) GetEpoch() uint64 {
@@ -4094,7 +4389,7 @@ type FunctionRecord struct {
 
 func (x *FunctionRecord) Reset() {
 	*x = FunctionRecord{}
-	mi := &file_slimfaas_proto_msgTypes[56]
+	mi := &file_slimfaas_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4106,7 +4401,7 @@ func (x *FunctionRecord) String() string {
 func (*FunctionRecord) ProtoMessage() {}
 
 func (x *FunctionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[56]
+	mi := &file_slimfaas_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4119,7 +4414,7 @@ func (x *FunctionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionRecord.ProtoReflect.Descriptor instead.
 func (*FunctionRecord) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{56}
+	return file_slimfaas_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *FunctionRecord) GetName() string {
@@ -4208,7 +4503,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_slimfaas_proto_msgTypes[57]
+	mi := &file_slimfaas_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4220,7 +4515,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[57]
+	mi := &file_slimfaas_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4233,7 +4528,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{57}
+	return file_slimfaas_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Replica) GetName() string {
@@ -4303,7 +4598,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_slimfaas_proto_msgTypes[58]
+	mi := &file_slimfaas_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4315,7 +4610,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[58]
+	mi := &file_slimfaas_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4328,7 +4623,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{58}
+	return file_slimfaas_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Probe) GetKind() ProbeKind {
@@ -4368,7 +4663,7 @@ type TableDigest struct {
 
 func (x *TableDigest) Reset() {
 	*x = TableDigest{}
-	mi := &file_slimfaas_proto_msgTypes[59]
+	mi := &file_slimfaas_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4380,7 +4675,7 @@ func (x *TableDigest) String() string {
 func (*TableDigest) ProtoMessage() {}
 
 func (x *TableDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[59]
+	mi := &file_slimfaas_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4393,7 +4688,7 @@ func (x *TableDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableDigest.ProtoReflect.Descriptor instead.
 func (*TableDigest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{59}
+	return file_slimfaas_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *TableDigest) GetVersion() *Version {
@@ -4447,7 +4742,7 @@ type PullRequest struct {
 
 func (x *PullRequest) Reset() {
 	*x = PullRequest{}
-	mi := &file_slimfaas_proto_msgTypes[60]
+	mi := &file_slimfaas_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4459,7 +4754,7 @@ func (x *PullRequest) String() string {
 func (*PullRequest) ProtoMessage() {}
 
 func (x *PullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[60]
+	mi := &file_slimfaas_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4472,7 +4767,7 @@ func (x *PullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
 func (*PullRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{60}
+	return file_slimfaas_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *PullRequest) GetSince() *Version {
@@ -4493,7 +4788,7 @@ type PullResponse struct {
 
 func (x *PullResponse) Reset() {
 	*x = PullResponse{}
-	mi := &file_slimfaas_proto_msgTypes[61]
+	mi := &file_slimfaas_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4505,7 +4800,7 @@ func (x *PullResponse) String() string {
 func (*PullResponse) ProtoMessage() {}
 
 func (x *PullResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[61]
+	mi := &file_slimfaas_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4518,7 +4813,7 @@ func (x *PullResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullResponse.ProtoReflect.Descriptor instead.
 func (*PullResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{61}
+	return file_slimfaas_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *PullResponse) GetDigest() *TableDigest {
@@ -4553,7 +4848,7 @@ type Wake struct {
 
 func (x *Wake) Reset() {
 	*x = Wake{}
-	mi := &file_slimfaas_proto_msgTypes[62]
+	mi := &file_slimfaas_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4565,7 +4860,7 @@ func (x *Wake) String() string {
 func (*Wake) ProtoMessage() {}
 
 func (x *Wake) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[62]
+	mi := &file_slimfaas_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4578,7 +4873,7 @@ func (x *Wake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wake.ProtoReflect.Descriptor instead.
 func (*Wake) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{62}
+	return file_slimfaas_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Wake) GetFunctions() []string {
@@ -4607,7 +4902,7 @@ type Sighting struct {
 
 func (x *Sighting) Reset() {
 	*x = Sighting{}
-	mi := &file_slimfaas_proto_msgTypes[63]
+	mi := &file_slimfaas_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4619,7 +4914,7 @@ func (x *Sighting) String() string {
 func (*Sighting) ProtoMessage() {}
 
 func (x *Sighting) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[63]
+	mi := &file_slimfaas_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4632,7 +4927,7 @@ func (x *Sighting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sighting.ProtoReflect.Descriptor instead.
 func (*Sighting) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{63}
+	return file_slimfaas_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Sighting) GetFunction() string {
@@ -4668,7 +4963,7 @@ type RecordAnnouncement struct {
 
 func (x *RecordAnnouncement) Reset() {
 	*x = RecordAnnouncement{}
-	mi := &file_slimfaas_proto_msgTypes[64]
+	mi := &file_slimfaas_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4680,7 +4975,7 @@ func (x *RecordAnnouncement) String() string {
 func (*RecordAnnouncement) ProtoMessage() {}
 
 func (x *RecordAnnouncement) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[64]
+	mi := &file_slimfaas_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4693,7 +4988,7 @@ func (x *RecordAnnouncement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordAnnouncement.ProtoReflect.Descriptor instead.
 func (*RecordAnnouncement) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{64}
+	return file_slimfaas_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *RecordAnnouncement) GetRecord() *FunctionRecord {
@@ -4734,7 +5029,7 @@ type LoadReport struct {
 
 func (x *LoadReport) Reset() {
 	*x = LoadReport{}
-	mi := &file_slimfaas_proto_msgTypes[65]
+	mi := &file_slimfaas_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4746,7 +5041,7 @@ func (x *LoadReport) String() string {
 func (*LoadReport) ProtoMessage() {}
 
 func (x *LoadReport) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[65]
+	mi := &file_slimfaas_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4759,7 +5054,7 @@ func (x *LoadReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadReport.ProtoReflect.Descriptor instead.
 func (*LoadReport) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{65}
+	return file_slimfaas_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *LoadReport) GetEdge() string {
@@ -4834,7 +5129,7 @@ type FunctionLoad struct {
 
 func (x *FunctionLoad) Reset() {
 	*x = FunctionLoad{}
-	mi := &file_slimfaas_proto_msgTypes[66]
+	mi := &file_slimfaas_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4846,7 +5141,7 @@ func (x *FunctionLoad) String() string {
 func (*FunctionLoad) ProtoMessage() {}
 
 func (x *FunctionLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[66]
+	mi := &file_slimfaas_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4859,7 +5154,7 @@ func (x *FunctionLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionLoad.ProtoReflect.Descriptor instead.
 func (*FunctionLoad) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{66}
+	return file_slimfaas_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *FunctionLoad) GetFunction() string {
@@ -4929,7 +5224,7 @@ type DrainReport struct {
 
 func (x *DrainReport) Reset() {
 	*x = DrainReport{}
-	mi := &file_slimfaas_proto_msgTypes[67]
+	mi := &file_slimfaas_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4941,7 +5236,7 @@ func (x *DrainReport) String() string {
 func (*DrainReport) ProtoMessage() {}
 
 func (x *DrainReport) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[67]
+	mi := &file_slimfaas_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4954,7 +5249,7 @@ func (x *DrainReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainReport.ProtoReflect.Descriptor instead.
 func (*DrainReport) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{67}
+	return file_slimfaas_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *DrainReport) GetReplica() string {
@@ -4994,7 +5289,7 @@ type DemandReport struct {
 
 func (x *DemandReport) Reset() {
 	*x = DemandReport{}
-	mi := &file_slimfaas_proto_msgTypes[68]
+	mi := &file_slimfaas_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5006,7 +5301,7 @@ func (x *DemandReport) String() string {
 func (*DemandReport) ProtoMessage() {}
 
 func (x *DemandReport) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[68]
+	mi := &file_slimfaas_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5019,7 +5314,7 @@ func (x *DemandReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemandReport.ProtoReflect.Descriptor instead.
 func (*DemandReport) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{68}
+	return file_slimfaas_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *DemandReport) GetNode() string {
@@ -5086,7 +5381,7 @@ type FunctionDemand struct {
 
 func (x *FunctionDemand) Reset() {
 	*x = FunctionDemand{}
-	mi := &file_slimfaas_proto_msgTypes[69]
+	mi := &file_slimfaas_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5098,7 +5393,7 @@ func (x *FunctionDemand) String() string {
 func (*FunctionDemand) ProtoMessage() {}
 
 func (x *FunctionDemand) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[69]
+	mi := &file_slimfaas_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5111,7 +5406,7 @@ func (x *FunctionDemand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionDemand.ProtoReflect.Descriptor instead.
 func (*FunctionDemand) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{69}
+	return file_slimfaas_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *FunctionDemand) GetFunction() string {
@@ -5173,7 +5468,7 @@ type FactsChanged struct {
 
 func (x *FactsChanged) Reset() {
 	*x = FactsChanged{}
-	mi := &file_slimfaas_proto_msgTypes[70]
+	mi := &file_slimfaas_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5185,7 +5480,7 @@ func (x *FactsChanged) String() string {
 func (*FactsChanged) ProtoMessage() {}
 
 func (x *FactsChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[70]
+	mi := &file_slimfaas_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5198,7 +5493,7 @@ func (x *FactsChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FactsChanged.ProtoReflect.Descriptor instead.
 func (*FactsChanged) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{70}
+	return file_slimfaas_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *FactsChanged) GetIndex() uint64 {
@@ -5218,7 +5513,7 @@ type TableAsk struct {
 
 func (x *TableAsk) Reset() {
 	*x = TableAsk{}
-	mi := &file_slimfaas_proto_msgTypes[71]
+	mi := &file_slimfaas_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5230,7 +5525,7 @@ func (x *TableAsk) String() string {
 func (*TableAsk) ProtoMessage() {}
 
 func (x *TableAsk) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[71]
+	mi := &file_slimfaas_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5243,7 +5538,7 @@ func (x *TableAsk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableAsk.ProtoReflect.Descriptor instead.
 func (*TableAsk) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{71}
+	return file_slimfaas_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *TableAsk) GetScaler() string {
@@ -5262,7 +5557,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_slimfaas_proto_msgTypes[72]
+	mi := &file_slimfaas_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5274,7 +5569,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[72]
+	mi := &file_slimfaas_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5287,7 +5582,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{72}
+	return file_slimfaas_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ExplainRequest) GetFunction() string {
@@ -5308,7 +5603,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_slimfaas_proto_msgTypes[73]
+	mi := &file_slimfaas_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5320,7 +5615,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[73]
+	mi := &file_slimfaas_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5333,7 +5628,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{73}
+	return file_slimfaas_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ExplainResponse) GetFound() bool {
@@ -5364,7 +5659,7 @@ type EventShare struct {
 
 func (x *EventShare) Reset() {
 	*x = EventShare{}
-	mi := &file_slimfaas_proto_msgTypes[74]
+	mi := &file_slimfaas_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5376,7 +5671,7 @@ func (x *EventShare) String() string {
 func (*EventShare) ProtoMessage() {}
 
 func (x *EventShare) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[74]
+	mi := &file_slimfaas_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5389,7 +5684,7 @@ func (x *EventShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventShare.ProtoReflect.Descriptor instead.
 func (*EventShare) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{74}
+	return file_slimfaas_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *EventShare) GetPublishId() []byte {
@@ -5442,7 +5737,7 @@ type EventTarget struct {
 
 func (x *EventTarget) Reset() {
 	*x = EventTarget{}
-	mi := &file_slimfaas_proto_msgTypes[75]
+	mi := &file_slimfaas_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5454,7 +5749,7 @@ func (x *EventTarget) String() string {
 func (*EventTarget) ProtoMessage() {}
 
 func (x *EventTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[75]
+	mi := &file_slimfaas_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5467,7 +5762,7 @@ func (x *EventTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventTarget.ProtoReflect.Descriptor instead.
 func (*EventTarget) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{75}
+	return file_slimfaas_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *EventTarget) GetFunction() string {
@@ -5530,7 +5825,7 @@ type EventShareAck struct {
 
 func (x *EventShareAck) Reset() {
 	*x = EventShareAck{}
-	mi := &file_slimfaas_proto_msgTypes[76]
+	mi := &file_slimfaas_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5542,7 +5837,7 @@ func (x *EventShareAck) String() string {
 func (*EventShareAck) ProtoMessage() {}
 
 func (x *EventShareAck) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[76]
+	mi := &file_slimfaas_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5555,7 +5850,7 @@ func (x *EventShareAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventShareAck.ProtoReflect.Descriptor instead.
 func (*EventShareAck) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{76}
+	return file_slimfaas_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *EventShareAck) GetPublishId() []byte {
@@ -5591,7 +5886,7 @@ type EventShareResult struct {
 
 func (x *EventShareResult) Reset() {
 	*x = EventShareResult{}
-	mi := &file_slimfaas_proto_msgTypes[77]
+	mi := &file_slimfaas_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5603,7 +5898,7 @@ func (x *EventShareResult) String() string {
 func (*EventShareResult) ProtoMessage() {}
 
 func (x *EventShareResult) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[77]
+	mi := &file_slimfaas_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5616,7 +5911,7 @@ func (x *EventShareResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventShareResult.ProtoReflect.Descriptor instead.
 func (*EventShareResult) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{77}
+	return file_slimfaas_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *EventShareResult) GetPublishId() []byte {
@@ -5661,7 +5956,7 @@ type EventResult struct {
 
 func (x *EventResult) Reset() {
 	*x = EventResult{}
-	mi := &file_slimfaas_proto_msgTypes[78]
+	mi := &file_slimfaas_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5673,7 +5968,7 @@ func (x *EventResult) String() string {
 func (*EventResult) ProtoMessage() {}
 
 func (x *EventResult) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[78]
+	mi := &file_slimfaas_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5686,7 +5981,7 @@ func (x *EventResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventResult.ProtoReflect.Descriptor instead.
 func (*EventResult) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{78}
+	return file_slimfaas_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *EventResult) GetFunction() string {
@@ -5744,7 +6039,7 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\rSubmitRequest\x12!\n" +
 	"\x03ops\x18\x01 \x03(\v2\x0f.slimfaas.v1.OpR\x03ops\"A\n" +
 	"\x0eSubmitResponse\x12/\n" +
-	"\aresults\x18\x01 \x03(\v2\x15.slimfaas.v1.OpResultR\aresults\"\xd9\x04\n" +
+	"\aresults\x18\x01 \x03(\v2\x15.slimfaas.v1.OpResultR\aresults\"\xc8\x05\n" +
 	"\x02Op\x12-\n" +
 	"\x06accept\x18\x01 \x01(\v2\x13.slimfaas.v1.AcceptH\x00R\x06accept\x12=\n" +
 	"\faccept_frame\x18\x02 \x01(\v2\x18.slimfaas.v1.AcceptFrameH\x00R\vacceptFrame\x123\n" +
@@ -5756,14 +6051,17 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\frelease_lock\x18\b \x01(\v2\x18.slimfaas.v1.ReleaseLockH\x00R\vreleaseLock\x12F\n" +
 	"\x0frecord_activity\x18\t \x01(\v2\x1b.slimfaas.v1.RecordActivityH\x00R\x0erecordActivity\x124\n" +
 	"\tset_scale\x18\n" +
-	" \x01(\v2\x15.slimfaas.v1.SetScaleH\x00R\bsetScaleB\x04\n" +
+	" \x01(\v2\x15.slimfaas.v1.SetScaleH\x00R\bsetScale\x121\n" +
+	"\bput_part\x18\v \x01(\v2\x14.slimfaas.v1.PutPartH\x00R\aputPart\x12:\n" +
+	"\vdrop_upload\x18\f \x01(\v2\x17.slimfaas.v1.DropUploadH\x00R\n" +
+	"dropUploadB\x04\n" +
 	"\x02op\"\x8b\x01\n" +
 	"\bOpResult\x12%\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x11.slimfaas.v1.CodeR\x04code\x12\x16\n" +
 	"\x06detail\x18\x02 \x01(\tR\x06detail\x12\x14\n" +
 	"\x05index\x18\x03 \x01(\x04R\x05index\x12\x1a\n" +
 	"\brepeated\x18\x04 \x01(\bR\brepeated\x12\x0e\n" +
-	"\x02id\x18\x05 \x01(\fR\x02id\"\x8d\x02\n" +
+	"\x02id\x18\x05 \x01(\fR\x02id\"\xdb\x02\n" +
 	"\x06Accept\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x1a\n" +
 	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x18\n" +
@@ -5774,7 +6072,19 @@ const file_slimfaas_proto_rawDesc = "" +
 	"max_age_ms\x18\x06 \x01(\x04R\bmaxAgeMs\x12$\n" +
 	"\x0ekeep_result_ms\x18\a \x01(\x04R\fkeepResultMs\x12'\n" +
 	"\x0fidempotency_key\x18\b \x01(\tR\x0eidempotencyKey\x12!\n" +
-	"\frequest_hash\x18\t \x01(\fR\vrequestHash\"I\n" +
+	"\frequest_hash\x18\t \x01(\fR\vrequestHash\x12\x14\n" +
+	"\x05parts\x18\n" +
+	" \x01(\rR\x05parts\x12\x1b\n" +
+	"\tbody_size\x18\v \x01(\x04R\bbodySize\x12\x19\n" +
+	"\bbody_sum\x18\f \x01(\aR\abodySum\"_\n" +
+	"\aPutPart\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\rR\x06number\x12\x12\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\x12\x18\n" +
+	"\asession\x18\x04 \x01(\x04R\asession\"\x1c\n" +
+	"\n" +
+	"DropUpload\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\"I\n" +
 	"\vAcceptFrame\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x04R\x06offset\x12\x12\n" +
@@ -5851,7 +6161,7 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\aWelcome\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x15\n" +
 	"\x06ttl_ms\x18\x02 \x01(\x04R\x05ttlMs\x12\x12\n" +
-	"\x04node\x18\x03 \x01(\tR\x04node\"\x8f\x02\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\"\xc7\x02\n" +
 	"\x05Grant\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x1a\n" +
 	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x14\n" +
@@ -5866,7 +6176,15 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\x04size\x18\t \x01(\x04R\x04size\x12\x1f\n" +
 	"\vkeep_result\x18\n" +
 	" \x01(\bR\n" +
-	"keepResult\"^\n" +
+	"keepResult\x12\x1b\n" +
+	"\tbody_size\x18\v \x01(\x04R\bbodySize\x12\x19\n" +
+	"\bbody_sum\x18\f \x01(\aR\abodySum\"R\n" +
+	"\x12ReadPayloadRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
+	"\x05fence\x18\x02 \x01(\x04R\x05fence\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x04R\x06offset\")\n" +
+	"\x13ReadPayloadResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"^\n" +
 	"\n" +
 	"GrantFrame\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
@@ -6178,7 +6496,7 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\x16PROBE_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fPROBE_KIND_NONE\x10\x01\x12\x13\n" +
 	"\x0fPROBE_KIND_HTTP\x10\x02\x12\x12\n" +
-	"\x0ePROBE_KIND_TCP\x10\x032\x86\x06\n" +
+	"\x0ePROBE_KIND_TCP\x10\x032\xda\x06\n" +
 	"\fQueueService\x12A\n" +
 	"\x06Submit\x12\x1a.slimfaas.v1.SubmitRequest\x1a\x1b.slimfaas.v1.SubmitResponse\x12?\n" +
 	"\aDeliver\x12\x16.slimfaas.v1.DeliverUp\x1a\x18.slimfaas.v1.DeliverDown(\x010\x01\x12J\n" +
@@ -6190,7 +6508,8 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\x05Purge\x12\x19.slimfaas.v1.PurgeRequest\x1a\x1a.slimfaas.v1.PurgeResponse\x12>\n" +
 	"\x05Facts\x12\x19.slimfaas.v1.FactsRequest\x1a\x1a.slimfaas.v1.FactsResponse\x12?\n" +
 	"\x06Demand\x12\x1a.slimfaas.v1.DemandRequest\x1a\x19.slimfaas.v1.DemandReport\x12D\n" +
-	"\aCluster\x12\x1b.slimfaas.v1.ClusterRequest\x1a\x1c.slimfaas.v1.ClusterResponse2M\n" +
+	"\aCluster\x12\x1b.slimfaas.v1.ClusterRequest\x1a\x1c.slimfaas.v1.ClusterResponse\x12R\n" +
+	"\vReadPayload\x12\x1f.slimfaas.v1.ReadPayloadRequest\x1a .slimfaas.v1.ReadPayloadResponse0\x012M\n" +
 	"\fTableService\x12=\n" +
 	"\x04Pull\x12\x18.slimfaas.v1.PullRequest\x1a\x19.slimfaas.v1.PullResponse0\x01B/Z-github.com/slimfaas/slimfaas/shared/wire;wireb\x06proto3"
 
@@ -6207,188 +6526,196 @@ func file_slimfaas_proto_rawDescGZIP() []byte {
 }
 
 var file_slimfaas_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_slimfaas_proto_msgTypes = make([]protoimpl.MessageInfo, 79)
+var file_slimfaas_proto_msgTypes = make([]protoimpl.MessageInfo, 83)
 var file_slimfaas_proto_goTypes = []any{
-	(Code)(0),                  // 0: slimfaas.v1.Code
-	(SessionKind)(0),           // 1: slimfaas.v1.SessionKind
-	(TryOutcome)(0),            // 2: slimfaas.v1.TryOutcome
-	(CallState)(0),             // 3: slimfaas.v1.CallState
-	(ReplicaState)(0),          // 4: slimfaas.v1.ReplicaState
-	(ProbeKind)(0),             // 5: slimfaas.v1.ProbeKind
-	(*NotLeader)(nil),          // 6: slimfaas.v1.NotLeader
-	(*SubmitRequest)(nil),      // 7: slimfaas.v1.SubmitRequest
-	(*SubmitResponse)(nil),     // 8: slimfaas.v1.SubmitResponse
-	(*Op)(nil),                 // 9: slimfaas.v1.Op
-	(*OpResult)(nil),           // 10: slimfaas.v1.OpResult
-	(*Accept)(nil),             // 11: slimfaas.v1.Accept
-	(*AcceptFrame)(nil),        // 12: slimfaas.v1.AcceptFrame
-	(*Callback)(nil),           // 13: slimfaas.v1.Callback
-	(*Cancel)(nil),             // 14: slimfaas.v1.Cancel
-	(*OpenSession)(nil),        // 15: slimfaas.v1.OpenSession
-	(*CloseSession)(nil),       // 16: slimfaas.v1.CloseSession
-	(*AcquireLock)(nil),        // 17: slimfaas.v1.AcquireLock
-	(*ReleaseLock)(nil),        // 18: slimfaas.v1.ReleaseLock
-	(*RecordActivity)(nil),     // 19: slimfaas.v1.RecordActivity
-	(*Activity)(nil),           // 20: slimfaas.v1.Activity
-	(*SetScale)(nil),           // 21: slimfaas.v1.SetScale
-	(*HeartbeatRequest)(nil),   // 22: slimfaas.v1.HeartbeatRequest
-	(*HeartbeatResponse)(nil),  // 23: slimfaas.v1.HeartbeatResponse
-	(*DeliverUp)(nil),          // 24: slimfaas.v1.DeliverUp
-	(*DeliverDown)(nil),        // 25: slimfaas.v1.DeliverDown
-	(*Hello)(nil),              // 26: slimfaas.v1.Hello
-	(*Capacity)(nil),           // 27: slimfaas.v1.Capacity
-	(*Held)(nil),               // 28: slimfaas.v1.Held
-	(*HeldHeartbeat)(nil),      // 29: slimfaas.v1.HeldHeartbeat
-	(*Welcome)(nil),            // 30: slimfaas.v1.Welcome
-	(*Grant)(nil),              // 31: slimfaas.v1.Grant
-	(*GrantFrame)(nil),         // 32: slimfaas.v1.GrantFrame
-	(*Withdraw)(nil),           // 33: slimfaas.v1.Withdraw
-	(*TryResult)(nil),          // 34: slimfaas.v1.TryResult
-	(*ResultAck)(nil),          // 35: slimfaas.v1.ResultAck
-	(*ListHeld)(nil),           // 36: slimfaas.v1.ListHeld
-	(*StoredRequest)(nil),      // 37: slimfaas.v1.StoredRequest
-	(*StoredAnswer)(nil),       // 38: slimfaas.v1.StoredAnswer
-	(*Header)(nil),             // 39: slimfaas.v1.Header
-	(*GetCallRequest)(nil),     // 40: slimfaas.v1.GetCallRequest
-	(*GetCallResponse)(nil),    // 41: slimfaas.v1.GetCallResponse
-	(*GetResultRequest)(nil),   // 42: slimfaas.v1.GetResultRequest
-	(*GetResultResponse)(nil),  // 43: slimfaas.v1.GetResultResponse
-	(*ListDeadRequest)(nil),    // 44: slimfaas.v1.ListDeadRequest
-	(*ListDeadResponse)(nil),   // 45: slimfaas.v1.ListDeadResponse
-	(*RedriveRequest)(nil),     // 46: slimfaas.v1.RedriveRequest
-	(*RedriveResponse)(nil),    // 47: slimfaas.v1.RedriveResponse
-	(*PurgeRequest)(nil),       // 48: slimfaas.v1.PurgeRequest
-	(*PurgeResponse)(nil),      // 49: slimfaas.v1.PurgeResponse
-	(*Call)(nil),               // 50: slimfaas.v1.Call
-	(*FactsRequest)(nil),       // 51: slimfaas.v1.FactsRequest
-	(*FactsResponse)(nil),      // 52: slimfaas.v1.FactsResponse
-	(*Session)(nil),            // 53: slimfaas.v1.Session
-	(*Lock)(nil),               // 54: slimfaas.v1.Lock
-	(*LastActivity)(nil),       // 55: slimfaas.v1.LastActivity
-	(*Override)(nil),           // 56: slimfaas.v1.Override
-	(*DemandRequest)(nil),      // 57: slimfaas.v1.DemandRequest
-	(*ClusterRequest)(nil),     // 58: slimfaas.v1.ClusterRequest
-	(*ClusterResponse)(nil),    // 59: slimfaas.v1.ClusterResponse
-	(*Member)(nil),             // 60: slimfaas.v1.Member
-	(*Version)(nil),            // 61: slimfaas.v1.Version
-	(*FunctionRecord)(nil),     // 62: slimfaas.v1.FunctionRecord
-	(*Replica)(nil),            // 63: slimfaas.v1.Replica
-	(*Probe)(nil),              // 64: slimfaas.v1.Probe
-	(*TableDigest)(nil),        // 65: slimfaas.v1.TableDigest
-	(*PullRequest)(nil),        // 66: slimfaas.v1.PullRequest
-	(*PullResponse)(nil),       // 67: slimfaas.v1.PullResponse
-	(*Wake)(nil),               // 68: slimfaas.v1.Wake
-	(*Sighting)(nil),           // 69: slimfaas.v1.Sighting
-	(*RecordAnnouncement)(nil), // 70: slimfaas.v1.RecordAnnouncement
-	(*LoadReport)(nil),         // 71: slimfaas.v1.LoadReport
-	(*FunctionLoad)(nil),       // 72: slimfaas.v1.FunctionLoad
-	(*DrainReport)(nil),        // 73: slimfaas.v1.DrainReport
-	(*DemandReport)(nil),       // 74: slimfaas.v1.DemandReport
-	(*FunctionDemand)(nil),     // 75: slimfaas.v1.FunctionDemand
-	(*FactsChanged)(nil),       // 76: slimfaas.v1.FactsChanged
-	(*TableAsk)(nil),           // 77: slimfaas.v1.TableAsk
-	(*ExplainRequest)(nil),     // 78: slimfaas.v1.ExplainRequest
-	(*ExplainResponse)(nil),    // 79: slimfaas.v1.ExplainResponse
-	(*EventShare)(nil),         // 80: slimfaas.v1.EventShare
-	(*EventTarget)(nil),        // 81: slimfaas.v1.EventTarget
-	(*EventShareAck)(nil),      // 82: slimfaas.v1.EventShareAck
-	(*EventShareResult)(nil),   // 83: slimfaas.v1.EventShareResult
-	(*EventResult)(nil),        // 84: slimfaas.v1.EventResult
+	(Code)(0),                   // 0: slimfaas.v1.Code
+	(SessionKind)(0),            // 1: slimfaas.v1.SessionKind
+	(TryOutcome)(0),             // 2: slimfaas.v1.TryOutcome
+	(CallState)(0),              // 3: slimfaas.v1.CallState
+	(ReplicaState)(0),           // 4: slimfaas.v1.ReplicaState
+	(ProbeKind)(0),              // 5: slimfaas.v1.ProbeKind
+	(*NotLeader)(nil),           // 6: slimfaas.v1.NotLeader
+	(*SubmitRequest)(nil),       // 7: slimfaas.v1.SubmitRequest
+	(*SubmitResponse)(nil),      // 8: slimfaas.v1.SubmitResponse
+	(*Op)(nil),                  // 9: slimfaas.v1.Op
+	(*OpResult)(nil),            // 10: slimfaas.v1.OpResult
+	(*Accept)(nil),              // 11: slimfaas.v1.Accept
+	(*PutPart)(nil),             // 12: slimfaas.v1.PutPart
+	(*DropUpload)(nil),          // 13: slimfaas.v1.DropUpload
+	(*AcceptFrame)(nil),         // 14: slimfaas.v1.AcceptFrame
+	(*Callback)(nil),            // 15: slimfaas.v1.Callback
+	(*Cancel)(nil),              // 16: slimfaas.v1.Cancel
+	(*OpenSession)(nil),         // 17: slimfaas.v1.OpenSession
+	(*CloseSession)(nil),        // 18: slimfaas.v1.CloseSession
+	(*AcquireLock)(nil),         // 19: slimfaas.v1.AcquireLock
+	(*ReleaseLock)(nil),         // 20: slimfaas.v1.ReleaseLock
+	(*RecordActivity)(nil),      // 21: slimfaas.v1.RecordActivity
+	(*Activity)(nil),            // 22: slimfaas.v1.Activity
+	(*SetScale)(nil),            // 23: slimfaas.v1.SetScale
+	(*HeartbeatRequest)(nil),    // 24: slimfaas.v1.HeartbeatRequest
+	(*HeartbeatResponse)(nil),   // 25: slimfaas.v1.HeartbeatResponse
+	(*DeliverUp)(nil),           // 26: slimfaas.v1.DeliverUp
+	(*DeliverDown)(nil),         // 27: slimfaas.v1.DeliverDown
+	(*Hello)(nil),               // 28: slimfaas.v1.Hello
+	(*Capacity)(nil),            // 29: slimfaas.v1.Capacity
+	(*Held)(nil),                // 30: slimfaas.v1.Held
+	(*HeldHeartbeat)(nil),       // 31: slimfaas.v1.HeldHeartbeat
+	(*Welcome)(nil),             // 32: slimfaas.v1.Welcome
+	(*Grant)(nil),               // 33: slimfaas.v1.Grant
+	(*ReadPayloadRequest)(nil),  // 34: slimfaas.v1.ReadPayloadRequest
+	(*ReadPayloadResponse)(nil), // 35: slimfaas.v1.ReadPayloadResponse
+	(*GrantFrame)(nil),          // 36: slimfaas.v1.GrantFrame
+	(*Withdraw)(nil),            // 37: slimfaas.v1.Withdraw
+	(*TryResult)(nil),           // 38: slimfaas.v1.TryResult
+	(*ResultAck)(nil),           // 39: slimfaas.v1.ResultAck
+	(*ListHeld)(nil),            // 40: slimfaas.v1.ListHeld
+	(*StoredRequest)(nil),       // 41: slimfaas.v1.StoredRequest
+	(*StoredAnswer)(nil),        // 42: slimfaas.v1.StoredAnswer
+	(*Header)(nil),              // 43: slimfaas.v1.Header
+	(*GetCallRequest)(nil),      // 44: slimfaas.v1.GetCallRequest
+	(*GetCallResponse)(nil),     // 45: slimfaas.v1.GetCallResponse
+	(*GetResultRequest)(nil),    // 46: slimfaas.v1.GetResultRequest
+	(*GetResultResponse)(nil),   // 47: slimfaas.v1.GetResultResponse
+	(*ListDeadRequest)(nil),     // 48: slimfaas.v1.ListDeadRequest
+	(*ListDeadResponse)(nil),    // 49: slimfaas.v1.ListDeadResponse
+	(*RedriveRequest)(nil),      // 50: slimfaas.v1.RedriveRequest
+	(*RedriveResponse)(nil),     // 51: slimfaas.v1.RedriveResponse
+	(*PurgeRequest)(nil),        // 52: slimfaas.v1.PurgeRequest
+	(*PurgeResponse)(nil),       // 53: slimfaas.v1.PurgeResponse
+	(*Call)(nil),                // 54: slimfaas.v1.Call
+	(*FactsRequest)(nil),        // 55: slimfaas.v1.FactsRequest
+	(*FactsResponse)(nil),       // 56: slimfaas.v1.FactsResponse
+	(*Session)(nil),             // 57: slimfaas.v1.Session
+	(*Lock)(nil),                // 58: slimfaas.v1.Lock
+	(*LastActivity)(nil),        // 59: slimfaas.v1.LastActivity
+	(*Override)(nil),            // 60: slimfaas.v1.Override
+	(*DemandRequest)(nil),       // 61: slimfaas.v1.DemandRequest
+	(*ClusterRequest)(nil),      // 62: slimfaas.v1.ClusterRequest
+	(*ClusterResponse)(nil),     // 63: slimfaas.v1.ClusterResponse
+	(*Member)(nil),              // 64: slimfaas.v1.Member
+	(*Version)(nil),             // 65: slimfaas.v1.Version
+	(*FunctionRecord)(nil),      // 66: slimfaas.v1.FunctionRecord
+	(*Replica)(nil),             // 67: slimfaas.v1.Replica
+	(*Probe)(nil),               // 68: slimfaas.v1.Probe
+	(*TableDigest)(nil),         // 69: slimfaas.v1.TableDigest
+	(*PullRequest)(nil),         // 70: slimfaas.v1.PullRequest
+	(*PullResponse)(nil),        // 71: slimfaas.v1.PullResponse
+	(*Wake)(nil),                // 72: slimfaas.v1.Wake
+	(*Sighting)(nil),            // 73: slimfaas.v1.Sighting
+	(*RecordAnnouncement)(nil),  // 74: slimfaas.v1.RecordAnnouncement
+	(*LoadReport)(nil),          // 75: slimfaas.v1.LoadReport
+	(*FunctionLoad)(nil),        // 76: slimfaas.v1.FunctionLoad
+	(*DrainReport)(nil),         // 77: slimfaas.v1.DrainReport
+	(*DemandReport)(nil),        // 78: slimfaas.v1.DemandReport
+	(*FunctionDemand)(nil),      // 79: slimfaas.v1.FunctionDemand
+	(*FactsChanged)(nil),        // 80: slimfaas.v1.FactsChanged
+	(*TableAsk)(nil),            // 81: slimfaas.v1.TableAsk
+	(*ExplainRequest)(nil),      // 82: slimfaas.v1.ExplainRequest
+	(*ExplainResponse)(nil),     // 83: slimfaas.v1.ExplainResponse
+	(*EventShare)(nil),          // 84: slimfaas.v1.EventShare
+	(*EventTarget)(nil),         // 85: slimfaas.v1.EventTarget
+	(*EventShareAck)(nil),       // 86: slimfaas.v1.EventShareAck
+	(*EventShareResult)(nil),    // 87: slimfaas.v1.EventShareResult
+	(*EventResult)(nil),         // 88: slimfaas.v1.EventResult
 }
 var file_slimfaas_proto_depIdxs = []int32{
 	9,  // 0: slimfaas.v1.SubmitRequest.ops:type_name -> slimfaas.v1.Op
 	10, // 1: slimfaas.v1.SubmitResponse.results:type_name -> slimfaas.v1.OpResult
 	11, // 2: slimfaas.v1.Op.accept:type_name -> slimfaas.v1.Accept
-	12, // 3: slimfaas.v1.Op.accept_frame:type_name -> slimfaas.v1.AcceptFrame
-	13, // 4: slimfaas.v1.Op.callback:type_name -> slimfaas.v1.Callback
-	14, // 5: slimfaas.v1.Op.cancel:type_name -> slimfaas.v1.Cancel
-	15, // 6: slimfaas.v1.Op.open_session:type_name -> slimfaas.v1.OpenSession
-	16, // 7: slimfaas.v1.Op.close_session:type_name -> slimfaas.v1.CloseSession
-	17, // 8: slimfaas.v1.Op.acquire_lock:type_name -> slimfaas.v1.AcquireLock
-	18, // 9: slimfaas.v1.Op.release_lock:type_name -> slimfaas.v1.ReleaseLock
-	19, // 10: slimfaas.v1.Op.record_activity:type_name -> slimfaas.v1.RecordActivity
-	21, // 11: slimfaas.v1.Op.set_scale:type_name -> slimfaas.v1.SetScale
-	0,  // 12: slimfaas.v1.OpResult.code:type_name -> slimfaas.v1.Code
-	1,  // 13: slimfaas.v1.OpenSession.kind:type_name -> slimfaas.v1.SessionKind
-	20, // 14: slimfaas.v1.RecordActivity.activities:type_name -> slimfaas.v1.Activity
-	0,  // 15: slimfaas.v1.HeartbeatResponse.code:type_name -> slimfaas.v1.Code
-	26, // 16: slimfaas.v1.DeliverUp.hello:type_name -> slimfaas.v1.Hello
-	27, // 17: slimfaas.v1.DeliverUp.capacity:type_name -> slimfaas.v1.Capacity
-	34, // 18: slimfaas.v1.DeliverUp.result:type_name -> slimfaas.v1.TryResult
-	29, // 19: slimfaas.v1.DeliverUp.heartbeat:type_name -> slimfaas.v1.HeldHeartbeat
-	30, // 20: slimfaas.v1.DeliverDown.welcome:type_name -> slimfaas.v1.Welcome
-	31, // 21: slimfaas.v1.DeliverDown.grant:type_name -> slimfaas.v1.Grant
-	32, // 22: slimfaas.v1.DeliverDown.grant_frame:type_name -> slimfaas.v1.GrantFrame
-	33, // 23: slimfaas.v1.DeliverDown.withdraw:type_name -> slimfaas.v1.Withdraw
-	35, // 24: slimfaas.v1.DeliverDown.result_ack:type_name -> slimfaas.v1.ResultAck
-	36, // 25: slimfaas.v1.DeliverDown.list_held:type_name -> slimfaas.v1.ListHeld
-	6,  // 26: slimfaas.v1.DeliverDown.not_leader:type_name -> slimfaas.v1.NotLeader
-	27, // 27: slimfaas.v1.Hello.capacity:type_name -> slimfaas.v1.Capacity
-	28, // 28: slimfaas.v1.Hello.held:type_name -> slimfaas.v1.Held
-	28, // 29: slimfaas.v1.HeldHeartbeat.held:type_name -> slimfaas.v1.Held
-	2,  // 30: slimfaas.v1.TryResult.outcome:type_name -> slimfaas.v1.TryOutcome
-	0,  // 31: slimfaas.v1.ResultAck.code:type_name -> slimfaas.v1.Code
-	39, // 32: slimfaas.v1.StoredRequest.headers:type_name -> slimfaas.v1.Header
-	39, // 33: slimfaas.v1.StoredAnswer.headers:type_name -> slimfaas.v1.Header
-	50, // 34: slimfaas.v1.GetCallResponse.call:type_name -> slimfaas.v1.Call
-	50, // 35: slimfaas.v1.GetResultResponse.call:type_name -> slimfaas.v1.Call
-	0,  // 36: slimfaas.v1.ListDeadResponse.code:type_name -> slimfaas.v1.Code
-	50, // 37: slimfaas.v1.ListDeadResponse.calls:type_name -> slimfaas.v1.Call
-	3,  // 38: slimfaas.v1.Call.state:type_name -> slimfaas.v1.CallState
-	53, // 39: slimfaas.v1.FactsResponse.sessions:type_name -> slimfaas.v1.Session
-	54, // 40: slimfaas.v1.FactsResponse.locks:type_name -> slimfaas.v1.Lock
-	55, // 41: slimfaas.v1.FactsResponse.history:type_name -> slimfaas.v1.LastActivity
-	56, // 42: slimfaas.v1.FactsResponse.overrides:type_name -> slimfaas.v1.Override
-	1,  // 43: slimfaas.v1.Session.kind:type_name -> slimfaas.v1.SessionKind
-	60, // 44: slimfaas.v1.ClusterResponse.members:type_name -> slimfaas.v1.Member
-	61, // 45: slimfaas.v1.FunctionRecord.version:type_name -> slimfaas.v1.Version
-	63, // 46: slimfaas.v1.FunctionRecord.replicas:type_name -> slimfaas.v1.Replica
-	4,  // 47: slimfaas.v1.Replica.state:type_name -> slimfaas.v1.ReplicaState
-	64, // 48: slimfaas.v1.Replica.probe:type_name -> slimfaas.v1.Probe
-	5,  // 49: slimfaas.v1.Probe.kind:type_name -> slimfaas.v1.ProbeKind
-	61, // 50: slimfaas.v1.TableDigest.version:type_name -> slimfaas.v1.Version
-	61, // 51: slimfaas.v1.PullRequest.since:type_name -> slimfaas.v1.Version
-	65, // 52: slimfaas.v1.PullResponse.digest:type_name -> slimfaas.v1.TableDigest
-	62, // 53: slimfaas.v1.PullResponse.records:type_name -> slimfaas.v1.FunctionRecord
-	63, // 54: slimfaas.v1.Sighting.replica:type_name -> slimfaas.v1.Replica
-	62, // 55: slimfaas.v1.RecordAnnouncement.record:type_name -> slimfaas.v1.FunctionRecord
-	61, // 56: slimfaas.v1.RecordAnnouncement.version:type_name -> slimfaas.v1.Version
-	72, // 57: slimfaas.v1.LoadReport.functions:type_name -> slimfaas.v1.FunctionLoad
-	73, // 58: slimfaas.v1.FunctionLoad.draining:type_name -> slimfaas.v1.DrainReport
-	61, // 59: slimfaas.v1.DrainReport.version:type_name -> slimfaas.v1.Version
-	75, // 60: slimfaas.v1.DemandReport.functions:type_name -> slimfaas.v1.FunctionDemand
-	37, // 61: slimfaas.v1.EventShare.request:type_name -> slimfaas.v1.StoredRequest
-	81, // 62: slimfaas.v1.EventShare.targets:type_name -> slimfaas.v1.EventTarget
-	84, // 63: slimfaas.v1.EventShareResult.results:type_name -> slimfaas.v1.EventResult
-	7,  // 64: slimfaas.v1.QueueService.Submit:input_type -> slimfaas.v1.SubmitRequest
-	24, // 65: slimfaas.v1.QueueService.Deliver:input_type -> slimfaas.v1.DeliverUp
-	22, // 66: slimfaas.v1.QueueService.Heartbeat:input_type -> slimfaas.v1.HeartbeatRequest
-	40, // 67: slimfaas.v1.QueueService.GetCall:input_type -> slimfaas.v1.GetCallRequest
-	42, // 68: slimfaas.v1.QueueService.GetResult:input_type -> slimfaas.v1.GetResultRequest
-	44, // 69: slimfaas.v1.QueueService.ListDead:input_type -> slimfaas.v1.ListDeadRequest
-	46, // 70: slimfaas.v1.QueueService.Redrive:input_type -> slimfaas.v1.RedriveRequest
-	48, // 71: slimfaas.v1.QueueService.Purge:input_type -> slimfaas.v1.PurgeRequest
-	51, // 72: slimfaas.v1.QueueService.Facts:input_type -> slimfaas.v1.FactsRequest
-	57, // 73: slimfaas.v1.QueueService.Demand:input_type -> slimfaas.v1.DemandRequest
-	58, // 74: slimfaas.v1.QueueService.Cluster:input_type -> slimfaas.v1.ClusterRequest
-	66, // 75: slimfaas.v1.TableService.Pull:input_type -> slimfaas.v1.PullRequest
-	8,  // 76: slimfaas.v1.QueueService.Submit:output_type -> slimfaas.v1.SubmitResponse
-	25, // 77: slimfaas.v1.QueueService.Deliver:output_type -> slimfaas.v1.DeliverDown
-	23, // 78: slimfaas.v1.QueueService.Heartbeat:output_type -> slimfaas.v1.HeartbeatResponse
-	41, // 79: slimfaas.v1.QueueService.GetCall:output_type -> slimfaas.v1.GetCallResponse
-	43, // 80: slimfaas.v1.QueueService.GetResult:output_type -> slimfaas.v1.GetResultResponse
-	45, // 81: slimfaas.v1.QueueService.ListDead:output_type -> slimfaas.v1.ListDeadResponse
-	47, // 82: slimfaas.v1.QueueService.Redrive:output_type -> slimfaas.v1.RedriveResponse
-	49, // 83: slimfaas.v1.QueueService.Purge:output_type -> slimfaas.v1.PurgeResponse
-	52, // 84: slimfaas.v1.QueueService.Facts:output_type -> slimfaas.v1.FactsResponse
-	74, // 85: slimfaas.v1.QueueService.Demand:output_type -> slimfaas.v1.DemandReport
-	59, // 86: slimfaas.v1.QueueService.Cluster:output_type -> slimfaas.v1.ClusterResponse
-	67, // 87: slimfaas.v1.TableService.Pull:output_type -> slimfaas.v1.PullResponse
-	76, // [76:88] is the sub-list for method output_type
-	64, // [64:76] is the sub-list for method input_type
-	64, // [64:64] is the sub-list for extension type_name
-	64, // [64:64] is the sub-list for extension extendee
-	0,  // [0:64] is the sub-list for field type_name
+	14, // 3: slimfaas.v1.Op.accept_frame:type_name -> slimfaas.v1.AcceptFrame
+	15, // 4: slimfaas.v1.Op.callback:type_name -> slimfaas.v1.Callback
+	16, // 5: slimfaas.v1.Op.cancel:type_name -> slimfaas.v1.Cancel
+	17, // 6: slimfaas.v1.Op.open_session:type_name -> slimfaas.v1.OpenSession
+	18, // 7: slimfaas.v1.Op.close_session:type_name -> slimfaas.v1.CloseSession
+	19, // 8: slimfaas.v1.Op.acquire_lock:type_name -> slimfaas.v1.AcquireLock
+	20, // 9: slimfaas.v1.Op.release_lock:type_name -> slimfaas.v1.ReleaseLock
+	21, // 10: slimfaas.v1.Op.record_activity:type_name -> slimfaas.v1.RecordActivity
+	23, // 11: slimfaas.v1.Op.set_scale:type_name -> slimfaas.v1.SetScale
+	12, // 12: slimfaas.v1.Op.put_part:type_name -> slimfaas.v1.PutPart
+	13, // 13: slimfaas.v1.Op.drop_upload:type_name -> slimfaas.v1.DropUpload
+	0,  // 14: slimfaas.v1.OpResult.code:type_name -> slimfaas.v1.Code
+	1,  // 15: slimfaas.v1.OpenSession.kind:type_name -> slimfaas.v1.SessionKind
+	22, // 16: slimfaas.v1.RecordActivity.activities:type_name -> slimfaas.v1.Activity
+	0,  // 17: slimfaas.v1.HeartbeatResponse.code:type_name -> slimfaas.v1.Code
+	28, // 18: slimfaas.v1.DeliverUp.hello:type_name -> slimfaas.v1.Hello
+	29, // 19: slimfaas.v1.DeliverUp.capacity:type_name -> slimfaas.v1.Capacity
+	38, // 20: slimfaas.v1.DeliverUp.result:type_name -> slimfaas.v1.TryResult
+	31, // 21: slimfaas.v1.DeliverUp.heartbeat:type_name -> slimfaas.v1.HeldHeartbeat
+	32, // 22: slimfaas.v1.DeliverDown.welcome:type_name -> slimfaas.v1.Welcome
+	33, // 23: slimfaas.v1.DeliverDown.grant:type_name -> slimfaas.v1.Grant
+	36, // 24: slimfaas.v1.DeliverDown.grant_frame:type_name -> slimfaas.v1.GrantFrame
+	37, // 25: slimfaas.v1.DeliverDown.withdraw:type_name -> slimfaas.v1.Withdraw
+	39, // 26: slimfaas.v1.DeliverDown.result_ack:type_name -> slimfaas.v1.ResultAck
+	40, // 27: slimfaas.v1.DeliverDown.list_held:type_name -> slimfaas.v1.ListHeld
+	6,  // 28: slimfaas.v1.DeliverDown.not_leader:type_name -> slimfaas.v1.NotLeader
+	29, // 29: slimfaas.v1.Hello.capacity:type_name -> slimfaas.v1.Capacity
+	30, // 30: slimfaas.v1.Hello.held:type_name -> slimfaas.v1.Held
+	30, // 31: slimfaas.v1.HeldHeartbeat.held:type_name -> slimfaas.v1.Held
+	2,  // 32: slimfaas.v1.TryResult.outcome:type_name -> slimfaas.v1.TryOutcome
+	0,  // 33: slimfaas.v1.ResultAck.code:type_name -> slimfaas.v1.Code
+	43, // 34: slimfaas.v1.StoredRequest.headers:type_name -> slimfaas.v1.Header
+	43, // 35: slimfaas.v1.StoredAnswer.headers:type_name -> slimfaas.v1.Header
+	54, // 36: slimfaas.v1.GetCallResponse.call:type_name -> slimfaas.v1.Call
+	54, // 37: slimfaas.v1.GetResultResponse.call:type_name -> slimfaas.v1.Call
+	0,  // 38: slimfaas.v1.ListDeadResponse.code:type_name -> slimfaas.v1.Code
+	54, // 39: slimfaas.v1.ListDeadResponse.calls:type_name -> slimfaas.v1.Call
+	3,  // 40: slimfaas.v1.Call.state:type_name -> slimfaas.v1.CallState
+	57, // 41: slimfaas.v1.FactsResponse.sessions:type_name -> slimfaas.v1.Session
+	58, // 42: slimfaas.v1.FactsResponse.locks:type_name -> slimfaas.v1.Lock
+	59, // 43: slimfaas.v1.FactsResponse.history:type_name -> slimfaas.v1.LastActivity
+	60, // 44: slimfaas.v1.FactsResponse.overrides:type_name -> slimfaas.v1.Override
+	1,  // 45: slimfaas.v1.Session.kind:type_name -> slimfaas.v1.SessionKind
+	64, // 46: slimfaas.v1.ClusterResponse.members:type_name -> slimfaas.v1.Member
+	65, // 47: slimfaas.v1.FunctionRecord.version:type_name -> slimfaas.v1.Version
+	67, // 48: slimfaas.v1.FunctionRecord.replicas:type_name -> slimfaas.v1.Replica
+	4,  // 49: slimfaas.v1.Replica.state:type_name -> slimfaas.v1.ReplicaState
+	68, // 50: slimfaas.v1.Replica.probe:type_name -> slimfaas.v1.Probe
+	5,  // 51: slimfaas.v1.Probe.kind:type_name -> slimfaas.v1.ProbeKind
+	65, // 52: slimfaas.v1.TableDigest.version:type_name -> slimfaas.v1.Version
+	65, // 53: slimfaas.v1.PullRequest.since:type_name -> slimfaas.v1.Version
+	69, // 54: slimfaas.v1.PullResponse.digest:type_name -> slimfaas.v1.TableDigest
+	66, // 55: slimfaas.v1.PullResponse.records:type_name -> slimfaas.v1.FunctionRecord
+	67, // 56: slimfaas.v1.Sighting.replica:type_name -> slimfaas.v1.Replica
+	66, // 57: slimfaas.v1.RecordAnnouncement.record:type_name -> slimfaas.v1.FunctionRecord
+	65, // 58: slimfaas.v1.RecordAnnouncement.version:type_name -> slimfaas.v1.Version
+	76, // 59: slimfaas.v1.LoadReport.functions:type_name -> slimfaas.v1.FunctionLoad
+	77, // 60: slimfaas.v1.FunctionLoad.draining:type_name -> slimfaas.v1.DrainReport
+	65, // 61: slimfaas.v1.DrainReport.version:type_name -> slimfaas.v1.Version
+	79, // 62: slimfaas.v1.DemandReport.functions:type_name -> slimfaas.v1.FunctionDemand
+	41, // 63: slimfaas.v1.EventShare.request:type_name -> slimfaas.v1.StoredRequest
+	85, // 64: slimfaas.v1.EventShare.targets:type_name -> slimfaas.v1.EventTarget
+	88, // 65: slimfaas.v1.EventShareResult.results:type_name -> slimfaas.v1.EventResult
+	7,  // 66: slimfaas.v1.QueueService.Submit:input_type -> slimfaas.v1.SubmitRequest
+	26, // 67: slimfaas.v1.QueueService.Deliver:input_type -> slimfaas.v1.DeliverUp
+	24, // 68: slimfaas.v1.QueueService.Heartbeat:input_type -> slimfaas.v1.HeartbeatRequest
+	44, // 69: slimfaas.v1.QueueService.GetCall:input_type -> slimfaas.v1.GetCallRequest
+	46, // 70: slimfaas.v1.QueueService.GetResult:input_type -> slimfaas.v1.GetResultRequest
+	48, // 71: slimfaas.v1.QueueService.ListDead:input_type -> slimfaas.v1.ListDeadRequest
+	50, // 72: slimfaas.v1.QueueService.Redrive:input_type -> slimfaas.v1.RedriveRequest
+	52, // 73: slimfaas.v1.QueueService.Purge:input_type -> slimfaas.v1.PurgeRequest
+	55, // 74: slimfaas.v1.QueueService.Facts:input_type -> slimfaas.v1.FactsRequest
+	61, // 75: slimfaas.v1.QueueService.Demand:input_type -> slimfaas.v1.DemandRequest
+	62, // 76: slimfaas.v1.QueueService.Cluster:input_type -> slimfaas.v1.ClusterRequest
+	34, // 77: slimfaas.v1.QueueService.ReadPayload:input_type -> slimfaas.v1.ReadPayloadRequest
+	70, // 78: slimfaas.v1.TableService.Pull:input_type -> slimfaas.v1.PullRequest
+	8,  // 79: slimfaas.v1.QueueService.Submit:output_type -> slimfaas.v1.SubmitResponse
+	27, // 80: slimfaas.v1.QueueService.Deliver:output_type -> slimfaas.v1.DeliverDown
+	25, // 81: slimfaas.v1.QueueService.Heartbeat:output_type -> slimfaas.v1.HeartbeatResponse
+	45, // 82: slimfaas.v1.QueueService.GetCall:output_type -> slimfaas.v1.GetCallResponse
+	47, // 83: slimfaas.v1.QueueService.GetResult:output_type -> slimfaas.v1.GetResultResponse
+	49, // 84: slimfaas.v1.QueueService.ListDead:output_type -> slimfaas.v1.ListDeadResponse
+	51, // 85: slimfaas.v1.QueueService.Redrive:output_type -> slimfaas.v1.RedriveResponse
+	53, // 86: slimfaas.v1.QueueService.Purge:output_type -> slimfaas.v1.PurgeResponse
+	56, // 87: slimfaas.v1.QueueService.Facts:output_type -> slimfaas.v1.FactsResponse
+	78, // 88: slimfaas.v1.QueueService.Demand:output_type -> slimfaas.v1.DemandReport
+	63, // 89: slimfaas.v1.QueueService.Cluster:output_type -> slimfaas.v1.ClusterResponse
+	35, // 90: slimfaas.v1.QueueService.ReadPayload:output_type -> slimfaas.v1.ReadPayloadResponse
+	71, // 91: slimfaas.v1.TableService.Pull:output_type -> slimfaas.v1.PullResponse
+	79, // [79:92] is the sub-list for method output_type
+	66, // [66:79] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_slimfaas_proto_init() }
@@ -6407,14 +6734,16 @@ func file_slimfaas_proto_init() {
 		(*Op_ReleaseLock)(nil),
 		(*Op_RecordActivity)(nil),
 		(*Op_SetScale)(nil),
+		(*Op_PutPart)(nil),
+		(*Op_DropUpload)(nil),
 	}
-	file_slimfaas_proto_msgTypes[18].OneofWrappers = []any{
+	file_slimfaas_proto_msgTypes[20].OneofWrappers = []any{
 		(*DeliverUp_Hello)(nil),
 		(*DeliverUp_Capacity)(nil),
 		(*DeliverUp_Result)(nil),
 		(*DeliverUp_Heartbeat)(nil),
 	}
-	file_slimfaas_proto_msgTypes[19].OneofWrappers = []any{
+	file_slimfaas_proto_msgTypes[21].OneofWrappers = []any{
 		(*DeliverDown_Welcome)(nil),
 		(*DeliverDown_Grant)(nil),
 		(*DeliverDown_GrantFrame)(nil),
@@ -6429,7 +6758,7 @@ func file_slimfaas_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_slimfaas_proto_rawDesc), len(file_slimfaas_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   79,
+			NumMessages:   83,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

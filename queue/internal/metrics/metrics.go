@@ -64,10 +64,12 @@ var (
 	inFlightItems = perFunction("slimfaas_function_queue_in_flight_items", "Calls being tried, those awaiting a callback included.")
 	retryItems    = perFunction("slimfaas_function_queue_retry_pending_items", "Calls that wait for a retry.")
 
-	applied    = single("slimfaas_queue_applied_index", "Raft index at which the figures of calls are true.")
-	remembered = prometheus.NewDesc("slimfaas_queue_calls", "Calls in memory.", []string{"kind"}, nil)
-	keys       = single("slimfaas_queue_idempotency_keys", "Idempotency keys remembered.")
-	sessions   = single("slimfaas_queue_sessions", "Live sessions of edges and scalers.")
+	applied     = single("slimfaas_queue_applied_index", "Raft index at which the figures of calls are true.")
+	remembered  = prometheus.NewDesc("slimfaas_queue_calls", "Calls in memory.", []string{"kind"}, nil)
+	keys        = single("slimfaas_queue_idempotency_keys", "Idempotency keys remembered.")
+	uploads     = single("slimfaas_queue_uploads", "Bodies on their way whose calls are not accepted yet.")
+	uploadBytes = single("slimfaas_queue_upload_bytes", "Bytes of those bodies.")
+	sessions    = single("slimfaas_queue_sessions", "Live sessions of edges and scalers.")
 
 	logAppends = single("slimfaas_raft_log_appends_total", "Commits of this node's Raft log, each of one or more entries.")
 	logFsyncs  = single("slimfaas_raft_log_fsyncs_total", "Fsyncs of this node's Raft log.")
@@ -93,7 +95,7 @@ var (
 func (Collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		accepted, redriven, succeeded, dead, cancelled, queued, running, waiting, readyItems, inFlightItems, retryItems,
-		applied, remembered, keys, sessions, leading, term, commit, runs, granting, streams, synced,
+		applied, remembered, keys, uploads, uploadBytes, sessions, leading, term, commit, runs, granting, streams, synced,
 		logAppends, logFsyncs, logEntries, logBytes, logSeconds,
 		busPeers, busClients, busSlow, busDropped,
 	} {
@@ -112,11 +114,13 @@ func (c Collector) Collect(out chan<- prometheus.Metric) {
 
 	var index uint64
 	var functions []fsm.FunctionCounters
-	var unfinished, finished, deadCalls, live, remembering int
+	var unfinished, finished, deadCalls, live, remembering, bodies int
+	var bodyBytes uint64
 	c.sources.Node.View(func(m *fsm.Machine) {
 		index, functions = m.Applied(), m.Counters()
 		unfinished, finished, deadCalls = m.Sizes()
 		remembering = m.Keys()
+		bodies, bodyBytes = m.UploadSizes()
 		for _, s := range m.Sessions() {
 			if !s.Vanished {
 				live++
@@ -141,6 +145,8 @@ func (c Collector) Collect(out chan<- prometheus.Metric) {
 	gauge(remembered, float64(finished), "finished")
 	gauge(remembered, float64(deadCalls), "dead")
 	gauge(keys, float64(remembering))
+	gauge(uploads, float64(bodies))
+	gauge(uploadBytes, float64(bodyBytes))
 	gauge(sessions, float64(live))
 
 	written := c.sources.Log.LogStats()
