@@ -276,7 +276,9 @@ func (n *Node) View(read func(*fsm.Machine)) { n.applier.view(read) }
 func (n *Node) Payload(seq uint64) ([]byte, error) { return n.applier.payload(seq) }
 
 // Part of the body at this place. store.ErrNotFound when it is gone.
-func (n *Node) Part(place uint64, number uint32) ([]byte, error) { return n.applier.part(place, number) }
+func (n *Node) Part(place uint64, number uint32) ([]byte, error) {
+	return n.applier.part(place, number)
+}
 
 // OnChange adds a function that is called after every applied entry, in order, with the entry's index and what it changed.
 // State and payloads are readable by then. It runs in the apply goroutine: it must not block or propose. Nil changes at an
