@@ -17,6 +17,8 @@ type Node interface {
 	Leader() string
 	Term() uint64
 	Commit() uint64
+	// StateSize is the state's file and what of it is free, in bytes.
+	StateSize() (file, free int64)
 }
 
 // Sources of the figures.
@@ -64,7 +66,11 @@ var (
 	inFlightItems = perFunction("slimfaas_function_queue_in_flight_items", "Calls being tried, those awaiting a callback included.")
 	retryItems    = perFunction("slimfaas_function_queue_retry_pending_items", "Calls that wait for a retry.")
 
-	applied     = single("slimfaas_queue_applied_index", "Raft index at which the figures of calls are true.")
+	applied = single("slimfaas_queue_applied_index", "Raft index at which the figures of calls are true.")
+	// Two nodes at one applied index whose hashes differ do not have the same state. 52 bits of it: a float64 holds no more.
+	stateHash   = single("slimfaas_queue_state_hash", "Hash of the replicated state at the applied index, equal on all nodes.")
+	stateBytes  = single("slimfaas_queue_state_file_bytes", "Size of the state's file. It does not shrink while the node runs.")
+	stateFree   = single("slimfaas_queue_state_file_free_bytes", "What of the state's file is free to be used again.")
 	remembered  = prometheus.NewDesc("slimfaas_queue_calls", "Calls in memory.", []string{"kind"}, nil)
 	keys        = single("slimfaas_queue_idempotency_keys", "Idempotency keys remembered.")
 	uploads     = single("slimfaas_queue_uploads", "Bodies on their way whose calls are not accepted yet.")
@@ -95,7 +101,7 @@ var (
 func (Collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		accepted, redriven, succeeded, dead, cancelled, queued, running, waiting, readyItems, inFlightItems, retryItems,
-		applied, remembered, keys, uploads, uploadBytes, sessions, leading, term, commit, runs, granting, streams, synced,
+		applied, stateHash, stateBytes, stateFree, remembered, keys, uploads, uploadBytes, sessions, leading, term, commit, runs, granting, streams, synced,
 		logAppends, logFsyncs, logEntries, logBytes, logSeconds,
 		busPeers, busClients, busSlow, busDropped,
 	} {
@@ -112,12 +118,12 @@ func (c Collector) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
 
-	var index uint64
+	var index, hash uint64
 	var functions []fsm.FunctionCounters
 	var unfinished, finished, deadCalls, live, remembering, bodies int
 	var bodyBytes uint64
 	c.sources.Node.View(func(m *fsm.Machine) {
-		index, functions = m.Applied(), m.Counters()
+		index, hash, functions = m.Applied(), m.Hash(), m.Counters()
 		unfinished, finished, deadCalls = m.Sizes()
 		remembering = m.Keys()
 		bodies, bodyBytes = m.UploadSizes()
@@ -128,6 +134,10 @@ func (c Collector) Collect(out chan<- prometheus.Metric) {
 		}
 	})
 	gauge(applied, float64(index))
+	gauge(stateHash, float64(hash>>12))
+	file, free := c.sources.Node.StateSize()
+	gauge(stateBytes, float64(file))
+	gauge(stateFree, float64(free))
 	for _, f := range functions {
 		counter(accepted, f.Accepted, f.Function)
 		counter(redriven, f.Redriven, f.Function)

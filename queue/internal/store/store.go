@@ -399,12 +399,23 @@ func (s *Store) Each(yield func(fsm.Op) error) (err error) {
 func (s *Store) Size() int64 {
 	s.files.RLock()
 	defer s.files.RUnlock()
-	var size int64
+	return s.size()
+}
+
+func (s *Store) size() (size int64) {
 	_ = s.db.View(func(tx *bbolt.Tx) error {
 		size = tx.Size()
 		return nil
 	})
 	return size
+}
+
+// Space is the size of the state's file, and what of it is free, in bytes. What is in memory is in neither.
+func (s *Store) Space() (file, free int64) {
+	s.files.RLock()
+	defer s.files.RUnlock()
+	stats := s.db.Stats()
+	return s.size(), int64(stats.FreePageN+stats.PendingPageN) * int64(s.db.Info().PageSize)
 }
 
 // Hurry ends waiting for space on a full disk, now and later: the node stops.
