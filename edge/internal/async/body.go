@@ -68,7 +68,11 @@ func (d *Deliverer) bodyFailed(ctx context.Context, h *held, body *storedBody) (
 	}
 }
 
+// fail notes why the reading ended; its own end by Close is no reason.
 func (s *storedBody) fail(err error) {
+	if errors.Is(err, context.Canceled) {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.err = err

@@ -22,7 +22,7 @@ const (
 	partsPerUpload = 2
 	// partsPerEdge are under way at one time, of all uploads together: what everybody else hands to the queue waits behind that
 	// many at most.
-	partsPerEdge = 4
+	partsPerEdge = 2
 	// partWithin bounds the sending of one part, changes of the leader included.
 	partWithin = 20 * time.Second
 	// partFromCaller is how long a caller may take for one part; the queue drops an upload that stands still longer (60 s).
