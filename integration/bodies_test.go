@@ -170,11 +170,17 @@ func (x bodies) half(ctx context.Context, edge int, b body, between func()) (sta
 // raced says whether the programs are built with the race detector, which makes them slow and large.
 func raced() bool { return strings.Contains(cluster.Bin(), "race") }
 
+// lessForEdge1 lets edge-1 take bodies up to lessBody, so that one over a limit need not be over the default one.
+const (
+	lessBody     = 8 << 20
+	lessForEdge1 = `if [ "$EDGE_NAME" = edge-1 ]; then export EDGE_MAX_ASYNC_BODY=8388608; fi`
+)
+
 // TestLargeBodies: what is larger than one command of the Raft log goes through it in parts, survives what small calls survive, and
 // is in no program's memory.
 func TestLargeBodies(t *testing.T) {
 	rec := newRecords(t)
-	c := cluster.Start(t, cluster.Options{Edges: 2, Functions: rec.yaml(fn{name: "large", annotations: map[string]string{
+	c := cluster.Start(t, cluster.Options{Edges: 2, Prelude: map[string]string{"edge": lessForEdge1}, Functions: rec.yaml(fn{name: "large", annotations: map[string]string{
 		"ReplicasMin": "1", "NumberParallelRequest": "8", "NumberParallelRequestPerPod": "8",
 		"Configuration": `{"DefaultAsync":{"HttpTimeout":60,"TimeoutRetries":[1,1,1]}}`,
 	}})})
@@ -223,7 +229,7 @@ func manyBodies(x bodies) {
 		if i%2 == 1 {
 			length = -1
 		}
-		sending.Go(func() { ids[i] = x.accepted(i/2, all[i], length, "") })
+		sending.Go(func() { ids[i] = x.accepted(0, all[i], length, "") })
 	}
 	sending.Wait()
 	took := time.Since(began)
@@ -291,9 +297,9 @@ func (x bodies) smallCalls(stop <-chan struct{}) (waits []time.Duration) {
 
 // bodyOverTheLimit: 413, without Content-Length when one byte over the limit is read, with it before anything is.
 func bodyOverTheLimit(x bodies) {
-	const limit = 64 << 20
-	ask := func(framing string) net.Conn {
-		conn, err := net.Dial("tcp", strings.TrimPrefix(x.c.URL(0), "http://"))
+	const limit = lessBody
+	ask := func(edge int, framing string) net.Conn {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(x.c.URL(edge), "http://"))
 		if err != nil {
 			x.t.Fatal(err)
 		}
@@ -309,8 +315,9 @@ func bodyOverTheLimit(x bodies) {
 		}
 		_ = res.Body.Close()
 	}
-	refused("declared, and not a byte of it sent", ask(fmt.Sprintf("Content-Length: %d", limit+1)))
-	conn := ask("Transfer-Encoding: chunked")
+	refused("declared, and not a byte of it sent", ask(1, fmt.Sprintf("Content-Length: %d", limit+1)))
+	refused("declared to an edge with the default limit", ask(0, fmt.Sprintf("Content-Length: %d", 64<<20+1)))
+	conn := ask(1, "Transfer-Encoding: chunked")
 	chunk := append(append([]byte("10000\r\n"), make([]byte, 64<<10)...), "\r\n"...)
 	for sent := 0; sent < limit; sent += 64 << 10 {
 		if _, err := conn.Write(chunk); err != nil {
@@ -368,9 +375,9 @@ func bodyUnderADyingLeader(x bodies) {
 		x.c.Kill(x.c.QueueLeader(1))
 	}
 	waiting := body{"waiting", 20 << 20, 9}
-	waitingID := x.accepted(1, waiting, waiting.size, "&every=200", "SlimFaas-Delay", "5s")
+	waitingID := x.accepted(0, waiting, waiting.size, "&every=200", "SlimFaas-Delay", "5s")
 	b := body{"upload", 12 << 20, 8}
-	status, id, err := x.half(x.t.Context(), 1, b, kill)
+	status, id, err := x.half(x.t.Context(), 0, b, kill)
 	if err != nil || status != http.StatusAccepted {
 		x.t.Fatalf("the leader died in the middle of the upload: %d %v", status, err)
 	}
