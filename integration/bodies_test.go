@@ -380,8 +380,8 @@ func bodyUnderADyingLeader(x bodies) {
 		x.c.Kill(x.c.QueueLeader(1))
 	}
 	waiting := body{"waiting", mib(20), 9}
-	slowly := fmt.Sprintf("&every=%d", 4000/(waiting.size>>20))
-	waitingID := x.accepted(0, waiting, waiting.size, slowly, "SlimFaas-Delay", "5s")
+	slowly := fmt.Sprintf("&every=%d", 3000/(waiting.size>>20))
+	waitingID := x.accepted(0, waiting, waiting.size, slowly, "SlimFaas-Delay", "3s")
 	b := body{"upload", mib(12), 8}
 	status, id, err := x.half(x.t.Context(), 0, b, kill)
 	if err != nil || status != http.StatusAccepted {
