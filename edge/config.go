@@ -62,7 +62,9 @@ type asyncConfig struct {
 	Deliver          bool   `env:"DELIVER" envDefault:"true" doc:"Deliver async calls. Without it this edge takes calls and leaves their delivery to others; it keeps its session."`
 	MaxHeld          uint32 `env:"DELIVERIES" envDefault:"512" doc:"Async tries under way at one time, all functions together."`
 	MaxHeldBytes     int64  `env:"DELIVERY_BYTES" envDefault:"134217728" doc:"About how much their payloads may take together, in bytes."`
-	MaxBody          int64  `env:"ASYNC_MAX_BODY_BYTES" envDefault:"1048576" doc:"Largest body of an async call or event, in bytes; more is 413."`
+	MaxBody          int64  `env:"MAX_ASYNC_BODY" envDefault:"67108864" alias:"EDGE_ASYNC_MAX_BODY_BYTES" doc:"Largest body of an async call, in bytes; more is 413. One over 1 MiB goes to the queue while it comes and is never in memory as a whole."`
+	Uploads          int64  `env:"ASYNC_UPLOADS" envDefault:"32" doc:"Bodies over 1 MiB being taken at one time, each with up to 2 MiB of memory; more is 503."`
+	EventMaxBody     int64  `env:"EVENT_MAX_BODY_BYTES" envDefault:"1048576" doc:"Largest body of an event, in bytes; more is 413."`
 	Taking           int64  `env:"ASYNC_TAKING" envDefault:"2048" doc:"Async calls and events being taken at one time; more is 503."`
 	TakingBytes      int64  `env:"ASYNC_TAKING_BYTES" envDefault:"134217728" doc:"How much their bodies may take together, in bytes; more is 503."`
 	EventConcurrency int    `env:"EVENT_CONCURRENCY" envDefault:"64" doc:"Calls of one event that are open at one time."`
@@ -84,7 +86,8 @@ func (c *syncConfig) Validate() error {
 // Validate implements settings.Validator.
 func (c *asyncConfig) Validate() error {
 	return positive(map[string]int64{
-		"DELIVERIES": int64(c.MaxHeld), "DELIVERY_BYTES": c.MaxHeldBytes, "ASYNC_MAX_BODY_BYTES": c.MaxBody,
+		"DELIVERIES": int64(c.MaxHeld), "DELIVERY_BYTES": c.MaxHeldBytes, "MAX_ASYNC_BODY": c.MaxBody,
+		"ASYNC_UPLOADS": c.Uploads, "EVENT_MAX_BODY_BYTES": c.EventMaxBody,
 		"ASYNC_TAKING": c.Taking, "ASYNC_TAKING_BYTES": c.TakingBytes, "EVENT_CONCURRENCY": int64(c.EventConcurrency),
 	})
 }
@@ -136,6 +139,8 @@ func (c *config) options() (app.Options, error) {
 		MaxHeld:          c.Async.MaxHeld,
 		MaxHeldBytes:     c.Async.MaxHeldBytes,
 		AsyncMaxBody:     c.Async.MaxBody,
+		EventMaxBody:     c.Async.EventMaxBody,
+		Uploads:          c.Async.Uploads,
 		Taking:           c.Async.Taking,
 		TakingBytes:      c.Async.TakingBytes,
 		EventConcurrency: c.Async.EventConcurrency,

@@ -177,7 +177,7 @@ func TestBrokenAnnotationHurtsOnlyItsFunction(t *testing.T) {
 
 func TestBadInputIsAProblemAndCostsNothing(t *testing.T) {
 	rec := newRecords(t)
-	c := cluster.Start(t, cluster.Options{Functions: rec.yaml(fn{name: "good"})})
+	c := cluster.Start(t, cluster.Options{Env: []string{"EDGE_MAX_ASYNC_BODY=1048576"}, Functions: rec.yaml(fn{name: "good"})})
 	wantProblem(t, c, "GET", "/function/unknown/x", nil, nil, 404)
 	wantProblem(t, c, "POST", "/async-function/unknown/x", nil, nil, 404)
 	wantProblem(t, c, "POST", "/wake-function/unknown", nil, nil, 404)

@@ -67,6 +67,8 @@ type KeepConfig struct {
 	DeadCount       uint64        `env:"DEAD_COUNT" envDefault:"1000000" doc:"How many dead calls are kept at most, all functions together; the oldest go first. 0: no limit."`
 	MaxKeys         uint64        `env:"MAX_IDEMPOTENCY_KEYS" envDefault:"1000000" doc:"How many idempotency keys are remembered at most, each for 24h; over it calls with a new key are refused (429), and none is forgotten early. 0: no limit."`
 	DeadAge         time.Duration `env:"DEAD_AGE" envDefault:"168h" doc:"How long a dead call is kept, payload included."`
+	MaxUploadBytes  uint64        `env:"MAX_UPLOAD_BYTES" envDefault:"1073741824" doc:"How many bytes of bodies over 1 MiB may be here before their calls are accepted, all edges together; over it they are refused (429). 0: no limit."`
+	UploadIdle      time.Duration `env:"UPLOAD_IDLE" envDefault:"60s" doc:"A body of which no further part comes for so long, and whose edge lives, is dropped."`
 	OrphanDeadAfter time.Duration `env:"ORPHAN_DEAD_AFTER" envDefault:"24h" doc:"How long calls of a function that is gone wait for it before they are dead."`
 }
 
@@ -121,6 +123,8 @@ func (c *KeepConfig) Validate() error {
 		return fmt.Errorf("reading %sHISTORY_AGE=%s: expected 10m or more, in which a repeated accept is recognised", prefix, c.HistoryAge)
 	case c.DeadAge <= 0:
 		return fmt.Errorf("reading %sDEAD_AGE=%s: expected more than 0", prefix, c.DeadAge)
+	case c.UploadIdle <= 0:
+		return fmt.Errorf("reading %sUPLOAD_IDLE=%s: expected more than 0", prefix, c.UploadIdle)
 	case c.OrphanDeadAfter <= 0:
 		return fmt.Errorf("reading %sORPHAN_DEAD_AFTER=%s: expected more than 0", prefix, c.OrphanDeadAfter)
 	}

@@ -126,8 +126,9 @@ func runNode(ctx context.Context, environ []string) error {
 		},
 		Limits: dispatch.Limits{
 			HistoryAge: c.Keep.HistoryAge, KeepFinished: c.Keep.HistoryCount, KeepDead: c.Keep.DeadCount, DeadAge: c.Keep.DeadAge, OrphanDeadAge: c.Keep.OrphanDeadAfter,
+			UploadIdle: c.Keep.UploadIdle,
 		},
-		MaxUnfinished: c.Keep.MaxUnfinished, MaxKeys: c.Keep.MaxKeys, Log: log,
+		MaxUnfinished: c.Keep.MaxUnfinished, MaxKeys: c.Keep.MaxKeys, MaxUploadBytes: c.Keep.MaxUploadBytes, Log: log,
 	})
 	if err != nil {
 		return fmt.Errorf("starting: %w", err)

@@ -3,12 +3,15 @@
 //
 //	RECORD  file that gets one JSON line per request, at its start and at its end
 //	START_DELAY_MS  wait before listening
+//	?hash=1  the body is read as it comes, and its SHA-256 and length are recorded in its place; a "body" line says that it begins
+//	?every=  with hash: wait so many ms before each MiB
 //	?ms=  how long a request takes   ?status=  its answer   ?stream=n  n chunks, one each ms   ?die=1  it kills the process
 package main
 
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,7 +27,7 @@ import (
 	"time"
 )
 
-// Line is one record. Phase is "listen", "start" or "end" (Aborted: the caller went away first).
+// Line is one record. Phase is "listen", "body", "start" or "end" (Aborted: the caller went away first).
 type Line struct {
 	Phase   string
 	AtMs    int64
@@ -80,7 +83,7 @@ func (r *recorder) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		w.WriteHeader(http.StatusOK)
 		return
 	}
-	body, err := io.ReadAll(req.Body)
+	body, err := r.body(req)
 	l := Line{Phase: "start", Method: req.Method, URI: req.RequestURI, Header: req.Header, Remote: req.RemoteAddr, Body: string(body), Seq: r.next()}
 	r.write(l)
 	end := Line{Phase: "end", Seq: l.Seq, URI: req.RequestURI, Aborted: err != nil}
@@ -132,6 +135,31 @@ func (r *recorder) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	w.Header().Set("X-Replica", r.replica)
 	w.WriteHeader(status)
 	fmt.Fprintf(w, "%s %d\n", r.replica, l.Seq)
+}
+
+// body as it is recorded.
+func (r *recorder) body(req *http.Request) ([]byte, error) {
+	q := req.URL.Query()
+	if q.Get("hash") == "" {
+		return io.ReadAll(req.Body)
+	}
+	r.write(Line{Phase: "body", URI: req.RequestURI, Header: req.Header})
+	every, _ := strconv.Atoi(q.Get("every"))
+	sum, size := sha256.New(), int64(0)
+	for {
+		select {
+		case <-time.After(time.Duration(every) * time.Millisecond):
+		case <-req.Context().Done():
+		}
+		n, err := io.CopyN(sum, req.Body, 1<<20)
+		size += n
+		if errors.Is(err, io.EOF) {
+			return fmt.Appendf(nil, "%x %d", sum.Sum(nil), size), nil
+		}
+		if err != nil {
+			return fmt.Appendf(nil, "broken off after %d", size), err
+		}
+	}
 }
 
 func main() {

@@ -79,6 +79,7 @@ type Client struct {
 	options Options
 	calls   *http.Client // short calls
 	streams *http.Client // deliveries and pulls, on connections of their own
+	bodies  *http.Client // stored bodies, likewise
 	life    context.Context
 	end     context.CancelFunc
 	work    sync.WaitGroup
@@ -97,6 +98,7 @@ type node struct {
 	url     string
 	queue   wireconnect.QueueServiceClient
 	streams wireconnect.QueueServiceClient
+	bodies  wireconnect.QueueServiceClient
 	table   wireconnect.TableServiceClient
 }
 
@@ -111,7 +113,7 @@ func New(o Options) *Client {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Client{options: o, calls: houseClient(o.TLS), streams: houseClient(o.TLS), nodes: map[string]*node{}}
+	c := &Client{options: o, calls: houseClient(o.TLS), streams: houseClient(o.TLS), bodies: bodyClient(o.TLS), nodes: map[string]*node{}}
 	c.options.Endpoints = make([]string, len(o.Endpoints))
 	for i, endpoint := range o.Endpoints {
 		c.options.Endpoints[i] = address(endpoint, o.TLS)
@@ -155,6 +157,7 @@ func (c *Client) Close() {
 	c.batcher.failAll(ErrClosed)
 	c.calls.CloseIdleConnections()
 	c.streams.CloseIdleConnections()
+	c.bodies.CloseIdleConnections()
 }
 
 // run starts f in a goroutine that Close waits for; false after Close.
@@ -178,12 +181,12 @@ func (c *Client) node(url string) *node {
 	if len(c.nodes) >= maxNodes { // addresses come and go; the few that are needed come back
 		clear(c.nodes)
 	}
-	n := newNode(url, c.options.Token, c.calls, c.streams)
+	n := newNode(url, c.options.Token, c.calls, c.streams, c.bodies)
 	c.nodes[url] = n
 	return n
 }
 
-func newNode(url, token string, calls, streams *http.Client) *node {
+func newNode(url, token string, calls, streams, bodies *http.Client) *node {
 	options := []connect.ClientOption{
 		connect.WithInterceptors(bearer(token)),
 		connect.WithReadMaxBytes(maxMessage),
@@ -193,6 +196,7 @@ func newNode(url, token string, calls, streams *http.Client) *node {
 		url:     url,
 		queue:   wireconnect.NewQueueServiceClient(calls, url, options...),
 		streams: wireconnect.NewQueueServiceClient(streams, url, options...),
+		bodies:  wireconnect.NewQueueServiceClient(bodies, url, options...),
 		table:   wireconnect.NewTableServiceClient(streams, url, options...),
 	}
 }

@@ -51,6 +51,8 @@ type fakeNode struct {
 	deliver func(ctx context.Context, s *connect.BidiStream[wire.DeliverUp, wire.DeliverDown]) error
 	// redrive, when set, is what the leader answers.
 	redrive func() (*wire.RedriveResponse, error)
+	// read is what the leader answers to ReadPayload.
+	read func(ctx context.Context, r *wire.ReadPayloadRequest, send func([]byte) error) error
 	// pages of Pull; nil: not synced.
 	pages []*wire.PullResponse
 

@@ -268,7 +268,7 @@ func NewPuller(token string, secure *tls.Config) *Puller {
 // Pull asks the TableService at api (host:port) as PullTable asks queue nodes.
 func (p *Puller) Pull(ctx context.Context, api string, since *wire.Version) iter.Seq2[*wire.PullResponse, error] {
 	return func(yield func(*wire.PullResponse, error) bool) {
-		n := newNode(address(api, p.tls), p.token, p.http, p.http)
+		n := newNode(address(api, p.tls), p.token, p.http, p.http, p.http)
 		if _, goOn, err := n.pull(ctx, since, RPCTimeout, yield); err != nil && goOn {
 			yield(nil, fmt.Errorf("pulling the function table from %s: %w", api, err))
 		}

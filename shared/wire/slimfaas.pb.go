@@ -580,6 +580,8 @@ type Op struct {
 	//	*Op_ReleaseLock
 	//	*Op_RecordActivity
 	//	*Op_SetScale
+	//	*Op_PutPart
+	//	*Op_DropUpload
 	Op            isOp_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -712,6 +714,24 @@ func (x *Op) GetSetScale() *SetScale {
 	return nil
 }
 
+func (x *Op) GetPutPart() *PutPart {
+	if x != nil {
+		if x, ok := x.Op.(*Op_PutPart); ok {
+			return x.PutPart
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetDropUpload() *DropUpload {
+	if x != nil {
+		if x, ok := x.Op.(*Op_DropUpload); ok {
+			return x.DropUpload
+		}
+	}
+	return nil
+}
+
 type isOp_Op interface {
 	isOp_Op()
 }
@@ -756,6 +776,14 @@ type Op_SetScale struct {
 	SetScale *SetScale `protobuf:"bytes,10,opt,name=set_scale,json=setScale,proto3,oneof"`
 }
 
+type Op_PutPart struct {
+	PutPart *PutPart `protobuf:"bytes,11,opt,name=put_part,json=putPart,proto3,oneof"`
+}
+
+type Op_DropUpload struct {
+	DropUpload *DropUpload `protobuf:"bytes,12,opt,name=drop_upload,json=dropUpload,proto3,oneof"`
+}
+
 func (*Op_Accept) isOp_Op() {}
 
 func (*Op_AcceptFrame) isOp_Op() {}
@@ -775,6 +803,10 @@ func (*Op_ReleaseLock) isOp_Op() {}
 func (*Op_RecordActivity) isOp_Op() {}
 
 func (*Op_SetScale) isOp_Op() {}
+
+func (*Op_PutPart) isOp_Op() {}
+
+func (*Op_DropUpload) isOp_Op() {}
 
 type OpResult struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -878,8 +910,12 @@ type Accept struct {
 	KeepResultMs   uint64                 `protobuf:"varint,7,opt,name=keep_result_ms,json=keepResultMs,proto3" json:"keep_result_ms,omitempty"`    // what the function answers is kept so long after the end; 0: not at all
 	IdempotencyKey string                 `protobuf:"bytes,8,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"` // at most 200 bytes, per function; empty: none
 	RequestHash    []byte                 `protobuf:"bytes,9,opt,name=request_hash,json=requestHash,proto3" json:"request_hash,omitempty"`          // with a key: 16 bytes by which another request under it is told
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// parts over 0: the body was put before, as so many parts under this id, and payload is the request without it.
+	Parts         uint32 `protobuf:"varint,10,opt,name=parts,proto3" json:"parts,omitempty"`
+	BodySize      uint64 `protobuf:"varint,11,opt,name=body_size,json=bodySize,proto3" json:"body_size,omitempty"` // bytes of all parts together
+	BodySum       uint32 `protobuf:"fixed32,12,opt,name=body_sum,json=bodySum,proto3" json:"body_sum,omitempty"`   // CRC-32C of all parts together
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Accept) Reset() {
@@ -975,6 +1011,144 @@ func (x *Accept) GetRequestHash() []byte {
 	return nil
 }
 
+func (x *Accept) GetParts() uint32 {
+	if x != nil {
+		return x.Parts
+	}
+	return 0
+}
+
+func (x *Accept) GetBodySize() uint64 {
+	if x != nil {
+		return x.BodySize
+	}
+	return 0
+}
+
+func (x *Accept) GetBodySum() uint32 {
+	if x != nil {
+		return x.BodySum
+	}
+	return 0
+}
+
+// PutPart stores one part of the body of a call that will be accepted under this id: parts come in order, all but the last as
+// large as the first. A part that is there already is answered as repeated. Parts alone are never a call: they go with the
+// session, with DropUpload, or when nothing has come for QUEUE_UPLOAD_IDLE. A part that does not follow the one before is a
+// CODE_CONFLICT, a session that is not live CODE_STALE, no room CODE_FULL.
+type PutPart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Number        uint32                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`   // the first is 0
+	Data          []byte                 `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`        // 1 byte to 256 KiB
+	Session       uint64                 `protobuf:"varint,4,opt,name=session,proto3" json:"session,omitempty"` // of the edge that takes the call
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutPart) Reset() {
+	*x = PutPart{}
+	mi := &file_slimfaas_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutPart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutPart) ProtoMessage() {}
+
+func (x *PutPart) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutPart.ProtoReflect.Descriptor instead.
+func (*PutPart) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *PutPart) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *PutPart) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *PutPart) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *PutPart) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+// DropUpload forgets the parts put under an id. One that is not known (any more) is CODE_NOT_FOUND.
+type DropUpload struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropUpload) Reset() {
+	*x = DropUpload{}
+	mi := &file_slimfaas_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropUpload) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropUpload) ProtoMessage() {}
+
+func (x *DropUpload) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropUpload.ProtoReflect.Descriptor instead.
+func (*DropUpload) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *DropUpload) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
 type AcceptFrame struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -986,7 +1160,7 @@ type AcceptFrame struct {
 
 func (x *AcceptFrame) Reset() {
 	*x = AcceptFrame{}
-	mi := &file_slimfaas_proto_msgTypes[6]
+	mi := &file_slimfaas_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -998,7 +1172,7 @@ func (x *AcceptFrame) String() string {
 func (*AcceptFrame) ProtoMessage() {}
 
 func (x *AcceptFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[6]
+	mi := &file_slimfaas_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1011,7 +1185,7 @@ func (x *AcceptFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptFrame.ProtoReflect.Descriptor instead.
 func (*AcceptFrame) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{6}
+	return file_slimfaas_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AcceptFrame) GetId() []byte {
@@ -1047,7 +1221,7 @@ type Callback struct {
 
 func (x *Callback) Reset() {
 	*x = Callback{}
-	mi := &file_slimfaas_proto_msgTypes[7]
+	mi := &file_slimfaas_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1059,7 +1233,7 @@ func (x *Callback) String() string {
 func (*Callback) ProtoMessage() {}
 
 func (x *Callback) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[7]
+	mi := &file_slimfaas_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1072,7 +1246,7 @@ func (x *Callback) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Callback.ProtoReflect.Descriptor instead.
 func (*Callback) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{7}
+	return file_slimfaas_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Callback) GetId() []byte {
@@ -1105,7 +1279,7 @@ type Cancel struct {
 
 func (x *Cancel) Reset() {
 	*x = Cancel{}
-	mi := &file_slimfaas_proto_msgTypes[8]
+	mi := &file_slimfaas_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1117,7 +1291,7 @@ func (x *Cancel) String() string {
 func (*Cancel) ProtoMessage() {}
 
 func (x *Cancel) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[8]
+	mi := &file_slimfaas_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1130,7 +1304,7 @@ func (x *Cancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cancel.ProtoReflect.Descriptor instead.
 func (*Cancel) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{8}
+	return file_slimfaas_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Cancel) GetId() []byte {
@@ -1154,7 +1328,7 @@ type OpenSession struct {
 
 func (x *OpenSession) Reset() {
 	*x = OpenSession{}
-	mi := &file_slimfaas_proto_msgTypes[9]
+	mi := &file_slimfaas_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1166,7 +1340,7 @@ func (x *OpenSession) String() string {
 func (*OpenSession) ProtoMessage() {}
 
 func (x *OpenSession) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[9]
+	mi := &file_slimfaas_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1179,7 +1353,7 @@ func (x *OpenSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSession.ProtoReflect.Descriptor instead.
 func (*OpenSession) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{9}
+	return file_slimfaas_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *OpenSession) GetName() string {
@@ -1219,7 +1393,7 @@ type CloseSession struct {
 
 func (x *CloseSession) Reset() {
 	*x = CloseSession{}
-	mi := &file_slimfaas_proto_msgTypes[10]
+	mi := &file_slimfaas_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1231,7 +1405,7 @@ func (x *CloseSession) String() string {
 func (*CloseSession) ProtoMessage() {}
 
 func (x *CloseSession) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[10]
+	mi := &file_slimfaas_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1244,7 +1418,7 @@ func (x *CloseSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseSession.ProtoReflect.Descriptor instead.
 func (*CloseSession) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{10}
+	return file_slimfaas_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CloseSession) GetSession() uint64 {
@@ -1265,7 +1439,7 @@ type AcquireLock struct {
 
 func (x *AcquireLock) Reset() {
 	*x = AcquireLock{}
-	mi := &file_slimfaas_proto_msgTypes[11]
+	mi := &file_slimfaas_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1277,7 +1451,7 @@ func (x *AcquireLock) String() string {
 func (*AcquireLock) ProtoMessage() {}
 
 func (x *AcquireLock) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[11]
+	mi := &file_slimfaas_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1290,7 +1464,7 @@ func (x *AcquireLock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcquireLock.ProtoReflect.Descriptor instead.
 func (*AcquireLock) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{11}
+	return file_slimfaas_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AcquireLock) GetLock() string {
@@ -1317,7 +1491,7 @@ type ReleaseLock struct {
 
 func (x *ReleaseLock) Reset() {
 	*x = ReleaseLock{}
-	mi := &file_slimfaas_proto_msgTypes[12]
+	mi := &file_slimfaas_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1329,7 +1503,7 @@ func (x *ReleaseLock) String() string {
 func (*ReleaseLock) ProtoMessage() {}
 
 func (x *ReleaseLock) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[12]
+	mi := &file_slimfaas_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1342,7 +1516,7 @@ func (x *ReleaseLock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseLock.ProtoReflect.Descriptor instead.
 func (*ReleaseLock) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{12}
+	return file_slimfaas_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ReleaseLock) GetLock() string {
@@ -1368,7 +1542,7 @@ type RecordActivity struct {
 
 func (x *RecordActivity) Reset() {
 	*x = RecordActivity{}
-	mi := &file_slimfaas_proto_msgTypes[13]
+	mi := &file_slimfaas_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1380,7 +1554,7 @@ func (x *RecordActivity) String() string {
 func (*RecordActivity) ProtoMessage() {}
 
 func (x *RecordActivity) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[13]
+	mi := &file_slimfaas_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1393,7 +1567,7 @@ func (x *RecordActivity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordActivity.ProtoReflect.Descriptor instead.
 func (*RecordActivity) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{13}
+	return file_slimfaas_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RecordActivity) GetActivities() []*Activity {
@@ -1413,7 +1587,7 @@ type Activity struct {
 
 func (x *Activity) Reset() {
 	*x = Activity{}
-	mi := &file_slimfaas_proto_msgTypes[14]
+	mi := &file_slimfaas_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1425,7 +1599,7 @@ func (x *Activity) String() string {
 func (*Activity) ProtoMessage() {}
 
 func (x *Activity) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[14]
+	mi := &file_slimfaas_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1438,7 +1612,7 @@ func (x *Activity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activity.ProtoReflect.Descriptor instead.
 func (*Activity) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{14}
+	return file_slimfaas_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Activity) GetFunction() string {
@@ -1467,7 +1641,7 @@ type SetScale struct {
 
 func (x *SetScale) Reset() {
 	*x = SetScale{}
-	mi := &file_slimfaas_proto_msgTypes[15]
+	mi := &file_slimfaas_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1479,7 +1653,7 @@ func (x *SetScale) String() string {
 func (*SetScale) ProtoMessage() {}
 
 func (x *SetScale) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[15]
+	mi := &file_slimfaas_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1492,7 +1666,7 @@ func (x *SetScale) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetScale.ProtoReflect.Descriptor instead.
 func (*SetScale) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{15}
+	return file_slimfaas_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SetScale) GetFunction() string {
@@ -1526,7 +1700,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_slimfaas_proto_msgTypes[16]
+	mi := &file_slimfaas_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1538,7 +1712,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[16]
+	mi := &file_slimfaas_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1551,7 +1725,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{16}
+	return file_slimfaas_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *HeartbeatRequest) GetSession() uint64 {
@@ -1577,7 +1751,7 @@ type HeartbeatResponse struct {
 
 func (x *HeartbeatResponse) Reset() {
 	*x = HeartbeatResponse{}
-	mi := &file_slimfaas_proto_msgTypes[17]
+	mi := &file_slimfaas_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1589,7 +1763,7 @@ func (x *HeartbeatResponse) String() string {
 func (*HeartbeatResponse) ProtoMessage() {}
 
 func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[17]
+	mi := &file_slimfaas_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1602,7 +1776,7 @@ func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatResponse.ProtoReflect.Descriptor instead.
 func (*HeartbeatResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{17}
+	return file_slimfaas_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *HeartbeatResponse) GetCode() Code {
@@ -1627,7 +1801,7 @@ type DeliverUp struct {
 
 func (x *DeliverUp) Reset() {
 	*x = DeliverUp{}
-	mi := &file_slimfaas_proto_msgTypes[18]
+	mi := &file_slimfaas_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1639,7 +1813,7 @@ func (x *DeliverUp) String() string {
 func (*DeliverUp) ProtoMessage() {}
 
 func (x *DeliverUp) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[18]
+	mi := &file_slimfaas_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1652,7 +1826,7 @@ func (x *DeliverUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliverUp.ProtoReflect.Descriptor instead.
 func (*DeliverUp) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{18}
+	return file_slimfaas_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DeliverUp) GetUp() isDeliverUp_Up {
@@ -1744,7 +1918,7 @@ type DeliverDown struct {
 
 func (x *DeliverDown) Reset() {
 	*x = DeliverDown{}
-	mi := &file_slimfaas_proto_msgTypes[19]
+	mi := &file_slimfaas_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1756,7 +1930,7 @@ func (x *DeliverDown) String() string {
 func (*DeliverDown) ProtoMessage() {}
 
 func (x *DeliverDown) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[19]
+	mi := &file_slimfaas_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1769,7 +1943,7 @@ func (x *DeliverDown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliverDown.ProtoReflect.Descriptor instead.
 func (*DeliverDown) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{19}
+	return file_slimfaas_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeliverDown) GetDown() isDeliverDown_Down {
@@ -1901,7 +2075,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_slimfaas_proto_msgTypes[20]
+	mi := &file_slimfaas_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1913,7 +2087,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[20]
+	mi := &file_slimfaas_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1926,7 +2100,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{20}
+	return file_slimfaas_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Hello) GetName() string {
@@ -1974,7 +2148,7 @@ type Capacity struct {
 
 func (x *Capacity) Reset() {
 	*x = Capacity{}
-	mi := &file_slimfaas_proto_msgTypes[21]
+	mi := &file_slimfaas_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1986,7 +2160,7 @@ func (x *Capacity) String() string {
 func (*Capacity) ProtoMessage() {}
 
 func (x *Capacity) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[21]
+	mi := &file_slimfaas_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1999,7 +2173,7 @@ func (x *Capacity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capacity.ProtoReflect.Descriptor instead.
 func (*Capacity) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{21}
+	return file_slimfaas_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Capacity) GetMaxHeld() uint32 {
@@ -2019,7 +2193,7 @@ type Held struct {
 
 func (x *Held) Reset() {
 	*x = Held{}
-	mi := &file_slimfaas_proto_msgTypes[22]
+	mi := &file_slimfaas_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2031,7 +2205,7 @@ func (x *Held) String() string {
 func (*Held) ProtoMessage() {}
 
 func (x *Held) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[22]
+	mi := &file_slimfaas_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2044,7 +2218,7 @@ func (x *Held) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Held.ProtoReflect.Descriptor instead.
 func (*Held) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{22}
+	return file_slimfaas_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Held) GetId() []byte {
@@ -2075,7 +2249,7 @@ type HeldHeartbeat struct {
 
 func (x *HeldHeartbeat) Reset() {
 	*x = HeldHeartbeat{}
-	mi := &file_slimfaas_proto_msgTypes[23]
+	mi := &file_slimfaas_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2087,7 +2261,7 @@ func (x *HeldHeartbeat) String() string {
 func (*HeldHeartbeat) ProtoMessage() {}
 
 func (x *HeldHeartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[23]
+	mi := &file_slimfaas_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2100,7 +2274,7 @@ func (x *HeldHeartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldHeartbeat.ProtoReflect.Descriptor instead.
 func (*HeldHeartbeat) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{23}
+	return file_slimfaas_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *HeldHeartbeat) GetCount() uint32 {
@@ -2142,7 +2316,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_slimfaas_proto_msgTypes[24]
+	mi := &file_slimfaas_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +2328,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[24]
+	mi := &file_slimfaas_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +2341,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{24}
+	return file_slimfaas_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Welcome) GetSession() uint64 {
@@ -2191,7 +2365,8 @@ func (x *Welcome) GetNode() string {
 	return ""
 }
 
-// Grant gives one try of a call to this edge, for one replica. size over len(payload) means GrantFrames follow.
+// Grant gives one try of a call to this edge, for one replica. size over len(payload) means GrantFrames follow; or, with a
+// body_size, that the body is to be read with ReadPayload.
 type Grant struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2204,13 +2379,15 @@ type Grant struct {
 	Payload       []byte                 `protobuf:"bytes,8,opt,name=payload,proto3" json:"payload,omitempty"`
 	Size          uint64                 `protobuf:"varint,9,opt,name=size,proto3" json:"size,omitempty"`
 	KeepResult    bool                   `protobuf:"varint,10,opt,name=keep_result,json=keepResult,proto3" json:"keep_result,omitempty"` // the caller asked to keep what the function answers: send it with the result
+	BodySize      uint64                 `protobuf:"varint,11,opt,name=body_size,json=bodySize,proto3" json:"body_size,omitempty"`       // over 0: payload is whole and lacks the body, which has so many bytes; size is both
+	BodySum       uint32                 `protobuf:"fixed32,12,opt,name=body_sum,json=bodySum,proto3" json:"body_sum,omitempty"`         // CRC-32C of the body
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_slimfaas_proto_msgTypes[25]
+	mi := &file_slimfaas_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2222,7 +2399,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[25]
+	mi := &file_slimfaas_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2235,7 +2412,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{25}
+	return file_slimfaas_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Grant) GetId() []byte {
@@ -2308,6 +2485,124 @@ func (x *Grant) GetKeepResult() bool {
 	return false
 }
 
+func (x *Grant) GetBodySize() uint64 {
+	if x != nil {
+		return x.BodySize
+	}
+	return 0
+}
+
+func (x *Grant) GetBodySum() uint32 {
+	if x != nil {
+		return x.BodySum
+	}
+	return 0
+}
+
+type ReadPayloadRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Fence         uint64                 `protobuf:"varint,2,opt,name=fence,proto3" json:"fence,omitempty"`
+	Offset        uint64                 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"` // where to begin: a reader whose stream broke goes on behind what it has
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadPayloadRequest) Reset() {
+	*x = ReadPayloadRequest{}
+	mi := &file_slimfaas_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadPayloadRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadPayloadRequest) ProtoMessage() {}
+
+func (x *ReadPayloadRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadPayloadRequest.ProtoReflect.Descriptor instead.
+func (*ReadPayloadRequest) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ReadPayloadRequest) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *ReadPayloadRequest) GetFence() uint64 {
+	if x != nil {
+		return x.Fence
+	}
+	return 0
+}
+
+func (x *ReadPayloadRequest) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+type ReadPayloadResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadPayloadResponse) Reset() {
+	*x = ReadPayloadResponse{}
+	mi := &file_slimfaas_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadPayloadResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadPayloadResponse) ProtoMessage() {}
+
+func (x *ReadPayloadResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadPayloadResponse.ProtoReflect.Descriptor instead.
+func (*ReadPayloadResponse) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ReadPayloadResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 type GrantFrame struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2320,7 +2615,7 @@ type GrantFrame struct {
 
 func (x *GrantFrame) Reset() {
 	*x = GrantFrame{}
-	mi := &file_slimfaas_proto_msgTypes[26]
+	mi := &file_slimfaas_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2332,7 +2627,7 @@ func (x *GrantFrame) String() string {
 func (*GrantFrame) ProtoMessage() {}
 
 func (x *GrantFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[26]
+	mi := &file_slimfaas_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2345,7 +2640,7 @@ func (x *GrantFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantFrame.ProtoReflect.Descriptor instead.
 func (*GrantFrame) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{26}
+	return file_slimfaas_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GrantFrame) GetId() []byte {
@@ -2388,7 +2683,7 @@ type Withdraw struct {
 
 func (x *Withdraw) Reset() {
 	*x = Withdraw{}
-	mi := &file_slimfaas_proto_msgTypes[27]
+	mi := &file_slimfaas_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2400,7 +2695,7 @@ func (x *Withdraw) String() string {
 func (*Withdraw) ProtoMessage() {}
 
 func (x *Withdraw) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[27]
+	mi := &file_slimfaas_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2413,7 +2708,7 @@ func (x *Withdraw) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Withdraw.ProtoReflect.Descriptor instead.
 func (*Withdraw) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{27}
+	return file_slimfaas_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Withdraw) GetId() []byte {
@@ -2452,7 +2747,7 @@ type TryResult struct {
 
 func (x *TryResult) Reset() {
 	*x = TryResult{}
-	mi := &file_slimfaas_proto_msgTypes[28]
+	mi := &file_slimfaas_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2464,7 +2759,7 @@ func (x *TryResult) String() string {
 func (*TryResult) ProtoMessage() {}
 
 func (x *TryResult) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[28]
+	mi := &file_slimfaas_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2477,7 +2772,7 @@ func (x *TryResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TryResult.ProtoReflect.Descriptor instead.
 func (*TryResult) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{28}
+	return file_slimfaas_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *TryResult) GetId() []byte {
@@ -2541,7 +2836,7 @@ type ResultAck struct {
 
 func (x *ResultAck) Reset() {
 	*x = ResultAck{}
-	mi := &file_slimfaas_proto_msgTypes[29]
+	mi := &file_slimfaas_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2553,7 +2848,7 @@ func (x *ResultAck) String() string {
 func (*ResultAck) ProtoMessage() {}
 
 func (x *ResultAck) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[29]
+	mi := &file_slimfaas_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2566,7 +2861,7 @@ func (x *ResultAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResultAck.ProtoReflect.Descriptor instead.
 func (*ResultAck) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{29}
+	return file_slimfaas_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ResultAck) GetId() []byte {
@@ -2598,7 +2893,7 @@ type ListHeld struct {
 
 func (x *ListHeld) Reset() {
 	*x = ListHeld{}
-	mi := &file_slimfaas_proto_msgTypes[30]
+	mi := &file_slimfaas_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2610,7 +2905,7 @@ func (x *ListHeld) String() string {
 func (*ListHeld) ProtoMessage() {}
 
 func (x *ListHeld) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[30]
+	mi := &file_slimfaas_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2623,7 +2918,7 @@ func (x *ListHeld) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHeld.ProtoReflect.Descriptor instead.
 func (*ListHeld) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{30}
+	return file_slimfaas_proto_rawDescGZIP(), []int{34}
 }
 
 // StoredRequest is the payload of an async call: what the function must receive. Only edges read it.
@@ -2640,7 +2935,7 @@ type StoredRequest struct {
 
 func (x *StoredRequest) Reset() {
 	*x = StoredRequest{}
-	mi := &file_slimfaas_proto_msgTypes[31]
+	mi := &file_slimfaas_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2652,7 +2947,7 @@ func (x *StoredRequest) String() string {
 func (*StoredRequest) ProtoMessage() {}
 
 func (x *StoredRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[31]
+	mi := &file_slimfaas_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2665,7 +2960,7 @@ func (x *StoredRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredRequest.ProtoReflect.Descriptor instead.
 func (*StoredRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{31}
+	return file_slimfaas_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *StoredRequest) GetMethod() string {
@@ -2716,7 +3011,7 @@ type StoredAnswer struct {
 
 func (x *StoredAnswer) Reset() {
 	*x = StoredAnswer{}
-	mi := &file_slimfaas_proto_msgTypes[32]
+	mi := &file_slimfaas_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2728,7 +3023,7 @@ func (x *StoredAnswer) String() string {
 func (*StoredAnswer) ProtoMessage() {}
 
 func (x *StoredAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[32]
+	mi := &file_slimfaas_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2741,7 +3036,7 @@ func (x *StoredAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredAnswer.ProtoReflect.Descriptor instead.
 func (*StoredAnswer) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{32}
+	return file_slimfaas_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *StoredAnswer) GetStatus() uint32 {
@@ -2782,7 +3077,7 @@ type Header struct {
 
 func (x *Header) Reset() {
 	*x = Header{}
-	mi := &file_slimfaas_proto_msgTypes[33]
+	mi := &file_slimfaas_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2794,7 +3089,7 @@ func (x *Header) String() string {
 func (*Header) ProtoMessage() {}
 
 func (x *Header) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[33]
+	mi := &file_slimfaas_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2807,7 +3102,7 @@ func (x *Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Header.ProtoReflect.Descriptor instead.
 func (*Header) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{33}
+	return file_slimfaas_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Header) GetName() string {
@@ -2834,7 +3129,7 @@ type GetCallRequest struct {
 
 func (x *GetCallRequest) Reset() {
 	*x = GetCallRequest{}
-	mi := &file_slimfaas_proto_msgTypes[34]
+	mi := &file_slimfaas_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2846,7 +3141,7 @@ func (x *GetCallRequest) String() string {
 func (*GetCallRequest) ProtoMessage() {}
 
 func (x *GetCallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[34]
+	mi := &file_slimfaas_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2859,7 +3154,7 @@ func (x *GetCallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCallRequest.ProtoReflect.Descriptor instead.
 func (*GetCallRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{34}
+	return file_slimfaas_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetCallRequest) GetId() []byte {
@@ -2885,7 +3180,7 @@ type GetCallResponse struct {
 
 func (x *GetCallResponse) Reset() {
 	*x = GetCallResponse{}
-	mi := &file_slimfaas_proto_msgTypes[35]
+	mi := &file_slimfaas_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2897,7 +3192,7 @@ func (x *GetCallResponse) String() string {
 func (*GetCallResponse) ProtoMessage() {}
 
 func (x *GetCallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[35]
+	mi := &file_slimfaas_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2910,7 +3205,7 @@ func (x *GetCallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCallResponse.ProtoReflect.Descriptor instead.
 func (*GetCallResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{35}
+	return file_slimfaas_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetCallResponse) GetCall() *Call {
@@ -2929,7 +3224,7 @@ type GetResultRequest struct {
 
 func (x *GetResultRequest) Reset() {
 	*x = GetResultRequest{}
-	mi := &file_slimfaas_proto_msgTypes[36]
+	mi := &file_slimfaas_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2941,7 +3236,7 @@ func (x *GetResultRequest) String() string {
 func (*GetResultRequest) ProtoMessage() {}
 
 func (x *GetResultRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[36]
+	mi := &file_slimfaas_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2954,7 +3249,7 @@ func (x *GetResultRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResultRequest.ProtoReflect.Descriptor instead.
 func (*GetResultRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{36}
+	return file_slimfaas_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetResultRequest) GetId() []byte {
@@ -2974,7 +3269,7 @@ type GetResultResponse struct {
 
 func (x *GetResultResponse) Reset() {
 	*x = GetResultResponse{}
-	mi := &file_slimfaas_proto_msgTypes[37]
+	mi := &file_slimfaas_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2986,7 +3281,7 @@ func (x *GetResultResponse) String() string {
 func (*GetResultResponse) ProtoMessage() {}
 
 func (x *GetResultResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[37]
+	mi := &file_slimfaas_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2999,7 +3294,7 @@ func (x *GetResultResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResultResponse.ProtoReflect.Descriptor instead.
 func (*GetResultResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{37}
+	return file_slimfaas_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetResultResponse) GetCall() *Call {
@@ -3027,7 +3322,7 @@ type ListDeadRequest struct {
 
 func (x *ListDeadRequest) Reset() {
 	*x = ListDeadRequest{}
-	mi := &file_slimfaas_proto_msgTypes[38]
+	mi := &file_slimfaas_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3039,7 +3334,7 @@ func (x *ListDeadRequest) String() string {
 func (*ListDeadRequest) ProtoMessage() {}
 
 func (x *ListDeadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[38]
+	mi := &file_slimfaas_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3052,7 +3347,7 @@ func (x *ListDeadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadRequest.ProtoReflect.Descriptor instead.
 func (*ListDeadRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{38}
+	return file_slimfaas_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListDeadRequest) GetFunction() string {
@@ -3087,7 +3382,7 @@ type ListDeadResponse struct {
 
 func (x *ListDeadResponse) Reset() {
 	*x = ListDeadResponse{}
-	mi := &file_slimfaas_proto_msgTypes[39]
+	mi := &file_slimfaas_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3099,7 +3394,7 @@ func (x *ListDeadResponse) String() string {
 func (*ListDeadResponse) ProtoMessage() {}
 
 func (x *ListDeadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[39]
+	mi := &file_slimfaas_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3112,7 +3407,7 @@ func (x *ListDeadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadResponse.ProtoReflect.Descriptor instead.
 func (*ListDeadResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{39}
+	return file_slimfaas_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListDeadResponse) GetCode() Code {
@@ -3140,7 +3435,7 @@ type RedriveRequest struct {
 
 func (x *RedriveRequest) Reset() {
 	*x = RedriveRequest{}
-	mi := &file_slimfaas_proto_msgTypes[40]
+	mi := &file_slimfaas_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3152,7 +3447,7 @@ func (x *RedriveRequest) String() string {
 func (*RedriveRequest) ProtoMessage() {}
 
 func (x *RedriveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[40]
+	mi := &file_slimfaas_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3165,7 +3460,7 @@ func (x *RedriveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedriveRequest.ProtoReflect.Descriptor instead.
 func (*RedriveRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{40}
+	return file_slimfaas_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RedriveRequest) GetFunction() string {
@@ -3191,7 +3486,7 @@ type RedriveResponse struct {
 
 func (x *RedriveResponse) Reset() {
 	*x = RedriveResponse{}
-	mi := &file_slimfaas_proto_msgTypes[41]
+	mi := &file_slimfaas_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3203,7 +3498,7 @@ func (x *RedriveResponse) String() string {
 func (*RedriveResponse) ProtoMessage() {}
 
 func (x *RedriveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[41]
+	mi := &file_slimfaas_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3216,7 +3511,7 @@ func (x *RedriveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedriveResponse.ProtoReflect.Descriptor instead.
 func (*RedriveResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{41}
+	return file_slimfaas_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RedriveResponse) GetCount() uint64 {
@@ -3236,7 +3531,7 @@ type PurgeRequest struct {
 
 func (x *PurgeRequest) Reset() {
 	*x = PurgeRequest{}
-	mi := &file_slimfaas_proto_msgTypes[42]
+	mi := &file_slimfaas_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3248,7 +3543,7 @@ func (x *PurgeRequest) String() string {
 func (*PurgeRequest) ProtoMessage() {}
 
 func (x *PurgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[42]
+	mi := &file_slimfaas_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3261,7 +3556,7 @@ func (x *PurgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeRequest.ProtoReflect.Descriptor instead.
 func (*PurgeRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{42}
+	return file_slimfaas_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PurgeRequest) GetFunction() string {
@@ -3287,7 +3582,7 @@ type PurgeResponse struct {
 
 func (x *PurgeResponse) Reset() {
 	*x = PurgeResponse{}
-	mi := &file_slimfaas_proto_msgTypes[43]
+	mi := &file_slimfaas_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3299,7 +3594,7 @@ func (x *PurgeResponse) String() string {
 func (*PurgeResponse) ProtoMessage() {}
 
 func (x *PurgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[43]
+	mi := &file_slimfaas_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3312,7 +3607,7 @@ func (x *PurgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeResponse.ProtoReflect.Descriptor instead.
 func (*PurgeResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{43}
+	return file_slimfaas_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PurgeResponse) GetCount() uint64 {
@@ -3341,7 +3636,7 @@ type Call struct {
 
 func (x *Call) Reset() {
 	*x = Call{}
-	mi := &file_slimfaas_proto_msgTypes[44]
+	mi := &file_slimfaas_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3353,7 +3648,7 @@ func (x *Call) String() string {
 func (*Call) ProtoMessage() {}
 
 func (x *Call) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[44]
+	mi := &file_slimfaas_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3366,7 +3661,7 @@ func (x *Call) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Call.ProtoReflect.Descriptor instead.
 func (*Call) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{44}
+	return file_slimfaas_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Call) GetId() []byte {
@@ -3454,7 +3749,7 @@ type FactsRequest struct {
 
 func (x *FactsRequest) Reset() {
 	*x = FactsRequest{}
-	mi := &file_slimfaas_proto_msgTypes[45]
+	mi := &file_slimfaas_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3466,7 +3761,7 @@ func (x *FactsRequest) String() string {
 func (*FactsRequest) ProtoMessage() {}
 
 func (x *FactsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[45]
+	mi := &file_slimfaas_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3479,7 +3774,7 @@ func (x *FactsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FactsRequest.ProtoReflect.Descriptor instead.
 func (*FactsRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{45}
+	return file_slimfaas_proto_rawDescGZIP(), []int{49}
 }
 
 type FactsResponse struct {
@@ -3496,7 +3791,7 @@ type FactsResponse struct {
 
 func (x *FactsResponse) Reset() {
 	*x = FactsResponse{}
-	mi := &file_slimfaas_proto_msgTypes[46]
+	mi := &file_slimfaas_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3508,7 +3803,7 @@ func (x *FactsResponse) String() string {
 func (*FactsResponse) ProtoMessage() {}
 
 func (x *FactsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[46]
+	mi := &file_slimfaas_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3521,7 +3816,7 @@ func (x *FactsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FactsResponse.ProtoReflect.Descriptor instead.
 func (*FactsResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{46}
+	return file_slimfaas_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *FactsResponse) GetAppliedIndex() uint64 {
@@ -3582,7 +3877,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_slimfaas_proto_msgTypes[47]
+	mi := &file_slimfaas_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3594,7 +3889,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[47]
+	mi := &file_slimfaas_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3607,7 +3902,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{47}
+	return file_slimfaas_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Session) GetId() uint64 {
@@ -3671,7 +3966,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_slimfaas_proto_msgTypes[48]
+	mi := &file_slimfaas_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3683,7 +3978,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[48]
+	mi := &file_slimfaas_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3696,7 +3991,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{48}
+	return file_slimfaas_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Lock) GetName() string {
@@ -3737,7 +4032,7 @@ type LastActivity struct {
 
 func (x *LastActivity) Reset() {
 	*x = LastActivity{}
-	mi := &file_slimfaas_proto_msgTypes[49]
+	mi := &file_slimfaas_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3749,7 +4044,7 @@ func (x *LastActivity) String() string {
 func (*LastActivity) ProtoMessage() {}
 
 func (x *LastActivity) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[49]
+	mi := &file_slimfaas_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3762,7 +4057,7 @@ func (x *LastActivity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastActivity.ProtoReflect.Descriptor instead.
 func (*LastActivity) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{49}
+	return file_slimfaas_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *LastActivity) GetFunction() string {
@@ -3790,7 +4085,7 @@ type Override struct {
 
 func (x *Override) Reset() {
 	*x = Override{}
-	mi := &file_slimfaas_proto_msgTypes[50]
+	mi := &file_slimfaas_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3802,7 +4097,7 @@ func (x *Override) String() string {
 func (*Override) ProtoMessage() {}
 
 func (x *Override) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[50]
+	mi := &file_slimfaas_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3815,7 +4110,7 @@ func (x *Override) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Override.ProtoReflect.Descriptor instead.
 func (*Override) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{50}
+	return file_slimfaas_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Override) GetFunction() string {
@@ -3847,7 +4142,7 @@ type DemandRequest struct {
 
 func (x *DemandRequest) Reset() {
 	*x = DemandRequest{}
-	mi := &file_slimfaas_proto_msgTypes[51]
+	mi := &file_slimfaas_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3859,7 +4154,7 @@ func (x *DemandRequest) String() string {
 func (*DemandRequest) ProtoMessage() {}
 
 func (x *DemandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[51]
+	mi := &file_slimfaas_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3872,7 +4167,7 @@ func (x *DemandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemandRequest.ProtoReflect.Descriptor instead.
 func (*DemandRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{51}
+	return file_slimfaas_proto_rawDescGZIP(), []int{55}
 }
 
 type ClusterRequest struct {
@@ -3883,7 +4178,7 @@ type ClusterRequest struct {
 
 func (x *ClusterRequest) Reset() {
 	*x = ClusterRequest{}
-	mi := &file_slimfaas_proto_msgTypes[52]
+	mi := &file_slimfaas_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3895,7 +4190,7 @@ func (x *ClusterRequest) String() string {
 func (*ClusterRequest) ProtoMessage() {}
 
 func (x *ClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[52]
+	mi := &file_slimfaas_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3908,7 +4203,7 @@ func (x *ClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterRequest.ProtoReflect.Descriptor instead.
 func (*ClusterRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{52}
+	return file_slimfaas_proto_rawDescGZIP(), []int{56}
 }
 
 type ClusterResponse struct {
@@ -3927,7 +4222,7 @@ type ClusterResponse struct {
 
 func (x *ClusterResponse) Reset() {
 	*x = ClusterResponse{}
-	mi := &file_slimfaas_proto_msgTypes[53]
+	mi := &file_slimfaas_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3939,7 +4234,7 @@ func (x *ClusterResponse) String() string {
 func (*ClusterResponse) ProtoMessage() {}
 
 func (x *ClusterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[53]
+	mi := &file_slimfaas_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3952,7 +4247,7 @@ func (x *ClusterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterResponse.ProtoReflect.Descriptor instead.
 func (*ClusterResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{53}
+	return file_slimfaas_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ClusterResponse) GetNode() string {
@@ -4024,7 +4319,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_slimfaas_proto_msgTypes[54]
+	mi := &file_slimfaas_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4036,7 +4331,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[54]
+	mi := &file_slimfaas_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4049,7 +4344,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{54}
+	return file_slimfaas_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Member) GetName() string {
@@ -4095,7 +4390,7 @@ type NodeRequest struct {
 
 func (x *NodeRequest) Reset() {
 	*x = NodeRequest{}
-	mi := &file_slimfaas_proto_msgTypes[55]
+	mi := &file_slimfaas_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4107,7 +4402,7 @@ func (x *NodeRequest) String() string {
 func (*NodeRequest) ProtoMessage() {}
 
 func (x *NodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[55]
+	mi := &file_slimfaas_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4120,7 +4415,7 @@ func (x *NodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRequest.ProtoReflect.Descriptor instead.
 func (*NodeRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{55}
+	return file_slimfaas_proto_rawDescGZIP(), []int{59}
 }
 
 type NodeResponse struct {
@@ -4139,7 +4434,7 @@ type NodeResponse struct {
 
 func (x *NodeResponse) Reset() {
 	*x = NodeResponse{}
-	mi := &file_slimfaas_proto_msgTypes[56]
+	mi := &file_slimfaas_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4151,7 +4446,7 @@ func (x *NodeResponse) String() string {
 func (*NodeResponse) ProtoMessage() {}
 
 func (x *NodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[56]
+	mi := &file_slimfaas_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4164,7 +4459,7 @@ func (x *NodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeResponse.ProtoReflect.Descriptor instead.
 func (*NodeResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{56}
+	return file_slimfaas_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *NodeResponse) GetCluster() *ClusterResponse {
@@ -4233,7 +4528,7 @@ type AddMemberRequest struct {
 
 func (x *AddMemberRequest) Reset() {
 	*x = AddMemberRequest{}
-	mi := &file_slimfaas_proto_msgTypes[57]
+	mi := &file_slimfaas_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4245,7 +4540,7 @@ func (x *AddMemberRequest) String() string {
 func (*AddMemberRequest) ProtoMessage() {}
 
 func (x *AddMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[57]
+	mi := &file_slimfaas_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4258,7 +4553,7 @@ func (x *AddMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddMemberRequest.ProtoReflect.Descriptor instead.
 func (*AddMemberRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{57}
+	return file_slimfaas_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *AddMemberRequest) GetMember() *Member {
@@ -4285,7 +4580,7 @@ type PromoteMemberRequest struct {
 
 func (x *PromoteMemberRequest) Reset() {
 	*x = PromoteMemberRequest{}
-	mi := &file_slimfaas_proto_msgTypes[58]
+	mi := &file_slimfaas_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4297,7 +4592,7 @@ func (x *PromoteMemberRequest) String() string {
 func (*PromoteMemberRequest) ProtoMessage() {}
 
 func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[58]
+	mi := &file_slimfaas_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4310,7 +4605,7 @@ func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteMemberRequest.ProtoReflect.Descriptor instead.
 func (*PromoteMemberRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{58}
+	return file_slimfaas_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *PromoteMemberRequest) GetName() string {
@@ -4338,7 +4633,7 @@ type RemoveMemberRequest struct {
 
 func (x *RemoveMemberRequest) Reset() {
 	*x = RemoveMemberRequest{}
-	mi := &file_slimfaas_proto_msgTypes[59]
+	mi := &file_slimfaas_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4350,7 +4645,7 @@ func (x *RemoveMemberRequest) String() string {
 func (*RemoveMemberRequest) ProtoMessage() {}
 
 func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[59]
+	mi := &file_slimfaas_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4363,7 +4658,7 @@ func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMemberRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{59}
+	return file_slimfaas_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *RemoveMemberRequest) GetName() string {
@@ -4397,7 +4692,7 @@ type ChangeResponse struct {
 
 func (x *ChangeResponse) Reset() {
 	*x = ChangeResponse{}
-	mi := &file_slimfaas_proto_msgTypes[60]
+	mi := &file_slimfaas_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4409,7 +4704,7 @@ func (x *ChangeResponse) String() string {
 func (*ChangeResponse) ProtoMessage() {}
 
 func (x *ChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[60]
+	mi := &file_slimfaas_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4422,7 +4717,7 @@ func (x *ChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeResponse.ProtoReflect.Descriptor instead.
 func (*ChangeResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{60}
+	return file_slimfaas_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ChangeResponse) GetConfigurationVersion() uint64 {
@@ -4448,7 +4743,7 @@ type TransferRequest struct {
 
 func (x *TransferRequest) Reset() {
 	*x = TransferRequest{}
-	mi := &file_slimfaas_proto_msgTypes[61]
+	mi := &file_slimfaas_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4460,7 +4755,7 @@ func (x *TransferRequest) String() string {
 func (*TransferRequest) ProtoMessage() {}
 
 func (x *TransferRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[61]
+	mi := &file_slimfaas_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4473,7 +4768,7 @@ func (x *TransferRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferRequest.ProtoReflect.Descriptor instead.
 func (*TransferRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{61}
+	return file_slimfaas_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *TransferRequest) GetTo() string {
@@ -4491,7 +4786,7 @@ type TransferResponse struct {
 
 func (x *TransferResponse) Reset() {
 	*x = TransferResponse{}
-	mi := &file_slimfaas_proto_msgTypes[62]
+	mi := &file_slimfaas_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4503,7 +4798,7 @@ func (x *TransferResponse) String() string {
 func (*TransferResponse) ProtoMessage() {}
 
 func (x *TransferResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[62]
+	mi := &file_slimfaas_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4516,7 +4811,7 @@ func (x *TransferResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferResponse.ProtoReflect.Descriptor instead.
 func (*TransferResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{62}
+	return file_slimfaas_proto_rawDescGZIP(), []int{66}
 }
 
 type BackupRequest struct {
@@ -4527,7 +4822,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_slimfaas_proto_msgTypes[63]
+	mi := &file_slimfaas_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4539,7 +4834,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[63]
+	mi := &file_slimfaas_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4552,7 +4847,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{63}
+	return file_slimfaas_proto_rawDescGZIP(), []int{67}
 }
 
 type BackupResponse struct {
@@ -4569,7 +4864,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_slimfaas_proto_msgTypes[64]
+	mi := &file_slimfaas_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4581,7 +4876,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[64]
+	mi := &file_slimfaas_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4594,7 +4889,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{64}
+	return file_slimfaas_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *BackupResponse) GetPart() isBackupResponse_Part {
@@ -4668,7 +4963,7 @@ type BackupHeader struct {
 
 func (x *BackupHeader) Reset() {
 	*x = BackupHeader{}
-	mi := &file_slimfaas_proto_msgTypes[65]
+	mi := &file_slimfaas_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4680,7 +4975,7 @@ func (x *BackupHeader) String() string {
 func (*BackupHeader) ProtoMessage() {}
 
 func (x *BackupHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[65]
+	mi := &file_slimfaas_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4693,7 +4988,7 @@ func (x *BackupHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupHeader.ProtoReflect.Descriptor instead.
 func (*BackupHeader) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{65}
+	return file_slimfaas_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *BackupHeader) GetInstallation() string {
@@ -4754,7 +5049,7 @@ type BackupEnd struct {
 
 func (x *BackupEnd) Reset() {
 	*x = BackupEnd{}
-	mi := &file_slimfaas_proto_msgTypes[66]
+	mi := &file_slimfaas_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4766,7 +5061,7 @@ func (x *BackupEnd) String() string {
 func (*BackupEnd) ProtoMessage() {}
 
 func (x *BackupEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[66]
+	mi := &file_slimfaas_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4779,7 +5074,7 @@ func (x *BackupEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupEnd.ProtoReflect.Descriptor instead.
 func (*BackupEnd) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{66}
+	return file_slimfaas_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *BackupEnd) GetSha256() []byte {
@@ -4800,7 +5095,7 @@ type Version struct {
 
 func (x *Version) Reset() {
 	*x = Version{}
-	mi := &file_slimfaas_proto_msgTypes[67]
+	mi := &file_slimfaas_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4812,7 +5107,7 @@ func (x *Version) String() string {
 func (*Version) ProtoMessage() {}
 
 func (x *Version) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[67]
+	mi := &file_slimfaas_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4825,7 +5120,7 @@ func (x *Version) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Version.ProtoReflect.Descriptor instead.
 func (*Version) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{67}
+	return file_slimfaas_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Version) GetEpoch() uint64 {
@@ -4860,7 +5155,7 @@ type FunctionRecord struct {
 
 func (x *FunctionRecord) Reset() {
 	*x = FunctionRecord{}
-	mi := &file_slimfaas_proto_msgTypes[68]
+	mi := &file_slimfaas_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4872,7 +5167,7 @@ func (x *FunctionRecord) String() string {
 func (*FunctionRecord) ProtoMessage() {}
 
 func (x *FunctionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[68]
+	mi := &file_slimfaas_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4885,7 +5180,7 @@ func (x *FunctionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionRecord.ProtoReflect.Descriptor instead.
 func (*FunctionRecord) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{68}
+	return file_slimfaas_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *FunctionRecord) GetName() string {
@@ -4974,7 +5269,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_slimfaas_proto_msgTypes[69]
+	mi := &file_slimfaas_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4986,7 +5281,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[69]
+	mi := &file_slimfaas_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4999,7 +5294,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{69}
+	return file_slimfaas_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *Replica) GetName() string {
@@ -5069,7 +5364,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_slimfaas_proto_msgTypes[70]
+	mi := &file_slimfaas_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5081,7 +5376,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[70]
+	mi := &file_slimfaas_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5094,7 +5389,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{70}
+	return file_slimfaas_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *Probe) GetKind() ProbeKind {
@@ -5134,7 +5429,7 @@ type TableDigest struct {
 
 func (x *TableDigest) Reset() {
 	*x = TableDigest{}
-	mi := &file_slimfaas_proto_msgTypes[71]
+	mi := &file_slimfaas_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5146,7 +5441,7 @@ func (x *TableDigest) String() string {
 func (*TableDigest) ProtoMessage() {}
 
 func (x *TableDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[71]
+	mi := &file_slimfaas_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5159,7 +5454,7 @@ func (x *TableDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableDigest.ProtoReflect.Descriptor instead.
 func (*TableDigest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{71}
+	return file_slimfaas_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *TableDigest) GetVersion() *Version {
@@ -5213,7 +5508,7 @@ type PullRequest struct {
 
 func (x *PullRequest) Reset() {
 	*x = PullRequest{}
-	mi := &file_slimfaas_proto_msgTypes[72]
+	mi := &file_slimfaas_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5225,7 +5520,7 @@ func (x *PullRequest) String() string {
 func (*PullRequest) ProtoMessage() {}
 
 func (x *PullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[72]
+	mi := &file_slimfaas_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5238,7 +5533,7 @@ func (x *PullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
 func (*PullRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{72}
+	return file_slimfaas_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *PullRequest) GetSince() *Version {
@@ -5259,7 +5554,7 @@ type PullResponse struct {
 
 func (x *PullResponse) Reset() {
 	*x = PullResponse{}
-	mi := &file_slimfaas_proto_msgTypes[73]
+	mi := &file_slimfaas_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5271,7 +5566,7 @@ func (x *PullResponse) String() string {
 func (*PullResponse) ProtoMessage() {}
 
 func (x *PullResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[73]
+	mi := &file_slimfaas_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5284,7 +5579,7 @@ func (x *PullResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullResponse.ProtoReflect.Descriptor instead.
 func (*PullResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{73}
+	return file_slimfaas_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *PullResponse) GetDigest() *TableDigest {
@@ -5319,7 +5614,7 @@ type Wake struct {
 
 func (x *Wake) Reset() {
 	*x = Wake{}
-	mi := &file_slimfaas_proto_msgTypes[74]
+	mi := &file_slimfaas_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5331,7 +5626,7 @@ func (x *Wake) String() string {
 func (*Wake) ProtoMessage() {}
 
 func (x *Wake) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[74]
+	mi := &file_slimfaas_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5344,7 +5639,7 @@ func (x *Wake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wake.ProtoReflect.Descriptor instead.
 func (*Wake) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{74}
+	return file_slimfaas_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *Wake) GetFunctions() []string {
@@ -5373,7 +5668,7 @@ type Sighting struct {
 
 func (x *Sighting) Reset() {
 	*x = Sighting{}
-	mi := &file_slimfaas_proto_msgTypes[75]
+	mi := &file_slimfaas_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5385,7 +5680,7 @@ func (x *Sighting) String() string {
 func (*Sighting) ProtoMessage() {}
 
 func (x *Sighting) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[75]
+	mi := &file_slimfaas_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5398,7 +5693,7 @@ func (x *Sighting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sighting.ProtoReflect.Descriptor instead.
 func (*Sighting) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{75}
+	return file_slimfaas_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *Sighting) GetFunction() string {
@@ -5434,7 +5729,7 @@ type RecordAnnouncement struct {
 
 func (x *RecordAnnouncement) Reset() {
 	*x = RecordAnnouncement{}
-	mi := &file_slimfaas_proto_msgTypes[76]
+	mi := &file_slimfaas_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5446,7 +5741,7 @@ func (x *RecordAnnouncement) String() string {
 func (*RecordAnnouncement) ProtoMessage() {}
 
 func (x *RecordAnnouncement) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[76]
+	mi := &file_slimfaas_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5459,7 +5754,7 @@ func (x *RecordAnnouncement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordAnnouncement.ProtoReflect.Descriptor instead.
 func (*RecordAnnouncement) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{76}
+	return file_slimfaas_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *RecordAnnouncement) GetRecord() *FunctionRecord {
@@ -5500,7 +5795,7 @@ type LoadReport struct {
 
 func (x *LoadReport) Reset() {
 	*x = LoadReport{}
-	mi := &file_slimfaas_proto_msgTypes[77]
+	mi := &file_slimfaas_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5512,7 +5807,7 @@ func (x *LoadReport) String() string {
 func (*LoadReport) ProtoMessage() {}
 
 func (x *LoadReport) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[77]
+	mi := &file_slimfaas_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5525,7 +5820,7 @@ func (x *LoadReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadReport.ProtoReflect.Descriptor instead.
 func (*LoadReport) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{77}
+	return file_slimfaas_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *LoadReport) GetEdge() string {
@@ -5600,7 +5895,7 @@ type FunctionLoad struct {
 
 func (x *FunctionLoad) Reset() {
 	*x = FunctionLoad{}
-	mi := &file_slimfaas_proto_msgTypes[78]
+	mi := &file_slimfaas_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5612,7 +5907,7 @@ func (x *FunctionLoad) String() string {
 func (*FunctionLoad) ProtoMessage() {}
 
 func (x *FunctionLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[78]
+	mi := &file_slimfaas_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5625,7 +5920,7 @@ func (x *FunctionLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionLoad.ProtoReflect.Descriptor instead.
 func (*FunctionLoad) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{78}
+	return file_slimfaas_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *FunctionLoad) GetFunction() string {
@@ -5695,7 +5990,7 @@ type DrainReport struct {
 
 func (x *DrainReport) Reset() {
 	*x = DrainReport{}
-	mi := &file_slimfaas_proto_msgTypes[79]
+	mi := &file_slimfaas_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5707,7 +6002,7 @@ func (x *DrainReport) String() string {
 func (*DrainReport) ProtoMessage() {}
 
 func (x *DrainReport) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[79]
+	mi := &file_slimfaas_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5720,7 +6015,7 @@ func (x *DrainReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainReport.ProtoReflect.Descriptor instead.
 func (*DrainReport) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{79}
+	return file_slimfaas_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *DrainReport) GetReplica() string {
@@ -5760,7 +6055,7 @@ type DemandReport struct {
 
 func (x *DemandReport) Reset() {
 	*x = DemandReport{}
-	mi := &file_slimfaas_proto_msgTypes[80]
+	mi := &file_slimfaas_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5772,7 +6067,7 @@ func (x *DemandReport) String() string {
 func (*DemandReport) ProtoMessage() {}
 
 func (x *DemandReport) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[80]
+	mi := &file_slimfaas_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5785,7 +6080,7 @@ func (x *DemandReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemandReport.ProtoReflect.Descriptor instead.
 func (*DemandReport) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{80}
+	return file_slimfaas_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *DemandReport) GetNode() string {
@@ -5852,7 +6147,7 @@ type FunctionDemand struct {
 
 func (x *FunctionDemand) Reset() {
 	*x = FunctionDemand{}
-	mi := &file_slimfaas_proto_msgTypes[81]
+	mi := &file_slimfaas_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5864,7 +6159,7 @@ func (x *FunctionDemand) String() string {
 func (*FunctionDemand) ProtoMessage() {}
 
 func (x *FunctionDemand) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[81]
+	mi := &file_slimfaas_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5877,7 +6172,7 @@ func (x *FunctionDemand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionDemand.ProtoReflect.Descriptor instead.
 func (*FunctionDemand) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{81}
+	return file_slimfaas_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *FunctionDemand) GetFunction() string {
@@ -5939,7 +6234,7 @@ type FactsChanged struct {
 
 func (x *FactsChanged) Reset() {
 	*x = FactsChanged{}
-	mi := &file_slimfaas_proto_msgTypes[82]
+	mi := &file_slimfaas_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5951,7 +6246,7 @@ func (x *FactsChanged) String() string {
 func (*FactsChanged) ProtoMessage() {}
 
 func (x *FactsChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[82]
+	mi := &file_slimfaas_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5964,7 +6259,7 @@ func (x *FactsChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FactsChanged.ProtoReflect.Descriptor instead.
 func (*FactsChanged) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{82}
+	return file_slimfaas_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *FactsChanged) GetIndex() uint64 {
@@ -5984,7 +6279,7 @@ type TableAsk struct {
 
 func (x *TableAsk) Reset() {
 	*x = TableAsk{}
-	mi := &file_slimfaas_proto_msgTypes[83]
+	mi := &file_slimfaas_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5996,7 +6291,7 @@ func (x *TableAsk) String() string {
 func (*TableAsk) ProtoMessage() {}
 
 func (x *TableAsk) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[83]
+	mi := &file_slimfaas_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6009,7 +6304,7 @@ func (x *TableAsk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableAsk.ProtoReflect.Descriptor instead.
 func (*TableAsk) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{83}
+	return file_slimfaas_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *TableAsk) GetScaler() string {
@@ -6028,7 +6323,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_slimfaas_proto_msgTypes[84]
+	mi := &file_slimfaas_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6040,7 +6335,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[84]
+	mi := &file_slimfaas_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6053,7 +6348,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{84}
+	return file_slimfaas_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ExplainRequest) GetFunction() string {
@@ -6074,7 +6369,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_slimfaas_proto_msgTypes[85]
+	mi := &file_slimfaas_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6086,7 +6381,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[85]
+	mi := &file_slimfaas_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6099,7 +6394,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{85}
+	return file_slimfaas_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ExplainResponse) GetFound() bool {
@@ -6130,7 +6425,7 @@ type EventShare struct {
 
 func (x *EventShare) Reset() {
 	*x = EventShare{}
-	mi := &file_slimfaas_proto_msgTypes[86]
+	mi := &file_slimfaas_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6142,7 +6437,7 @@ func (x *EventShare) String() string {
 func (*EventShare) ProtoMessage() {}
 
 func (x *EventShare) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[86]
+	mi := &file_slimfaas_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6155,7 +6450,7 @@ func (x *EventShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventShare.ProtoReflect.Descriptor instead.
 func (*EventShare) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{86}
+	return file_slimfaas_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *EventShare) GetPublishId() []byte {
@@ -6208,7 +6503,7 @@ type EventTarget struct {
 
 func (x *EventTarget) Reset() {
 	*x = EventTarget{}
-	mi := &file_slimfaas_proto_msgTypes[87]
+	mi := &file_slimfaas_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6220,7 +6515,7 @@ func (x *EventTarget) String() string {
 func (*EventTarget) ProtoMessage() {}
 
 func (x *EventTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[87]
+	mi := &file_slimfaas_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6233,7 +6528,7 @@ func (x *EventTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventTarget.ProtoReflect.Descriptor instead.
 func (*EventTarget) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{87}
+	return file_slimfaas_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *EventTarget) GetFunction() string {
@@ -6296,7 +6591,7 @@ type EventShareAck struct {
 
 func (x *EventShareAck) Reset() {
 	*x = EventShareAck{}
-	mi := &file_slimfaas_proto_msgTypes[88]
+	mi := &file_slimfaas_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6308,7 +6603,7 @@ func (x *EventShareAck) String() string {
 func (*EventShareAck) ProtoMessage() {}
 
 func (x *EventShareAck) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[88]
+	mi := &file_slimfaas_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6321,7 +6616,7 @@ func (x *EventShareAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventShareAck.ProtoReflect.Descriptor instead.
 func (*EventShareAck) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{88}
+	return file_slimfaas_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *EventShareAck) GetPublishId() []byte {
@@ -6357,7 +6652,7 @@ type EventShareResult struct {
 
 func (x *EventShareResult) Reset() {
 	*x = EventShareResult{}
-	mi := &file_slimfaas_proto_msgTypes[89]
+	mi := &file_slimfaas_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6369,7 +6664,7 @@ func (x *EventShareResult) String() string {
 func (*EventShareResult) ProtoMessage() {}
 
 func (x *EventShareResult) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[89]
+	mi := &file_slimfaas_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6382,7 +6677,7 @@ func (x *EventShareResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventShareResult.ProtoReflect.Descriptor instead.
 func (*EventShareResult) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{89}
+	return file_slimfaas_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *EventShareResult) GetPublishId() []byte {
@@ -6427,7 +6722,7 @@ type EventResult struct {
 
 func (x *EventResult) Reset() {
 	*x = EventResult{}
-	mi := &file_slimfaas_proto_msgTypes[90]
+	mi := &file_slimfaas_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6439,7 +6734,7 @@ func (x *EventResult) String() string {
 func (*EventResult) ProtoMessage() {}
 
 func (x *EventResult) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[90]
+	mi := &file_slimfaas_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6452,7 +6747,7 @@ func (x *EventResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventResult.ProtoReflect.Descriptor instead.
 func (*EventResult) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{90}
+	return file_slimfaas_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *EventResult) GetFunction() string {
@@ -6510,7 +6805,7 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\rSubmitRequest\x12!\n" +
 	"\x03ops\x18\x01 \x03(\v2\x0f.slimfaas.v1.OpR\x03ops\"A\n" +
 	"\x0eSubmitResponse\x12/\n" +
-	"\aresults\x18\x01 \x03(\v2\x15.slimfaas.v1.OpResultR\aresults\"\xd9\x04\n" +
+	"\aresults\x18\x01 \x03(\v2\x15.slimfaas.v1.OpResultR\aresults\"\xc8\x05\n" +
 	"\x02Op\x12-\n" +
 	"\x06accept\x18\x01 \x01(\v2\x13.slimfaas.v1.AcceptH\x00R\x06accept\x12=\n" +
 	"\faccept_frame\x18\x02 \x01(\v2\x18.slimfaas.v1.AcceptFrameH\x00R\vacceptFrame\x123\n" +
@@ -6522,7 +6817,10 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\frelease_lock\x18\b \x01(\v2\x18.slimfaas.v1.ReleaseLockH\x00R\vreleaseLock\x12F\n" +
 	"\x0frecord_activity\x18\t \x01(\v2\x1b.slimfaas.v1.RecordActivityH\x00R\x0erecordActivity\x124\n" +
 	"\tset_scale\x18\n" +
-	" \x01(\v2\x15.slimfaas.v1.SetScaleH\x00R\bsetScaleB\x04\n" +
+	" \x01(\v2\x15.slimfaas.v1.SetScaleH\x00R\bsetScale\x121\n" +
+	"\bput_part\x18\v \x01(\v2\x14.slimfaas.v1.PutPartH\x00R\aputPart\x12:\n" +
+	"\vdrop_upload\x18\f \x01(\v2\x17.slimfaas.v1.DropUploadH\x00R\n" +
+	"dropUploadB\x04\n" +
 	"\x02op\"\xb8\x01\n" +
 	"\bOpResult\x12%\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x11.slimfaas.v1.CodeR\x04code\x12\x16\n" +
@@ -6530,7 +6828,7 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\x05index\x18\x03 \x01(\x04R\x05index\x12\x1a\n" +
 	"\brepeated\x18\x04 \x01(\bR\brepeated\x12\x0e\n" +
 	"\x02id\x18\x05 \x01(\fR\x02id\x12+\n" +
-	"\x06reason\x18\x0f \x01(\x0e2\x13.slimfaas.v1.ReasonR\x06reason\"\x8d\x02\n" +
+	"\x06reason\x18\x0f \x01(\x0e2\x13.slimfaas.v1.ReasonR\x06reason\"\xdb\x02\n" +
 	"\x06Accept\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x1a\n" +
 	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x18\n" +
@@ -6541,7 +6839,19 @@ const file_slimfaas_proto_rawDesc = "" +
 	"max_age_ms\x18\x06 \x01(\x04R\bmaxAgeMs\x12$\n" +
 	"\x0ekeep_result_ms\x18\a \x01(\x04R\fkeepResultMs\x12'\n" +
 	"\x0fidempotency_key\x18\b \x01(\tR\x0eidempotencyKey\x12!\n" +
-	"\frequest_hash\x18\t \x01(\fR\vrequestHash\"I\n" +
+	"\frequest_hash\x18\t \x01(\fR\vrequestHash\x12\x14\n" +
+	"\x05parts\x18\n" +
+	" \x01(\rR\x05parts\x12\x1b\n" +
+	"\tbody_size\x18\v \x01(\x04R\bbodySize\x12\x19\n" +
+	"\bbody_sum\x18\f \x01(\aR\abodySum\"_\n" +
+	"\aPutPart\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\rR\x06number\x12\x12\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\x12\x18\n" +
+	"\asession\x18\x04 \x01(\x04R\asession\"\x1c\n" +
+	"\n" +
+	"DropUpload\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\"I\n" +
 	"\vAcceptFrame\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x04R\x06offset\x12\x12\n" +
@@ -6618,7 +6928,7 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\aWelcome\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x15\n" +
 	"\x06ttl_ms\x18\x02 \x01(\x04R\x05ttlMs\x12\x12\n" +
-	"\x04node\x18\x03 \x01(\tR\x04node\"\x8f\x02\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\"\xc7\x02\n" +
 	"\x05Grant\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x1a\n" +
 	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x14\n" +
@@ -6633,7 +6943,15 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\x04size\x18\t \x01(\x04R\x04size\x12\x1f\n" +
 	"\vkeep_result\x18\n" +
 	" \x01(\bR\n" +
-	"keepResult\"^\n" +
+	"keepResult\x12\x1b\n" +
+	"\tbody_size\x18\v \x01(\x04R\bbodySize\x12\x19\n" +
+	"\bbody_sum\x18\f \x01(\aR\abodySum\"R\n" +
+	"\x12ReadPayloadRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
+	"\x05fence\x18\x02 \x01(\x04R\x05fence\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x04R\x06offset\")\n" +
+	"\x13ReadPayloadResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"^\n" +
 	"\n" +
 	"GrantFrame\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
@@ -6993,7 +7311,7 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\x16PROBE_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fPROBE_KIND_NONE\x10\x01\x12\x13\n" +
 	"\x0fPROBE_KIND_HTTP\x10\x02\x12\x12\n" +
-	"\x0ePROBE_KIND_TCP\x10\x032\x86\x06\n" +
+	"\x0ePROBE_KIND_TCP\x10\x032\xda\x06\n" +
 	"\fQueueService\x12A\n" +
 	"\x06Submit\x12\x1a.slimfaas.v1.SubmitRequest\x1a\x1b.slimfaas.v1.SubmitResponse\x12?\n" +
 	"\aDeliver\x12\x16.slimfaas.v1.DeliverUp\x1a\x18.slimfaas.v1.DeliverDown(\x010\x01\x12J\n" +
@@ -7005,7 +7323,8 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\x05Purge\x12\x19.slimfaas.v1.PurgeRequest\x1a\x1a.slimfaas.v1.PurgeResponse\x12>\n" +
 	"\x05Facts\x12\x19.slimfaas.v1.FactsRequest\x1a\x1a.slimfaas.v1.FactsResponse\x12?\n" +
 	"\x06Demand\x12\x1a.slimfaas.v1.DemandRequest\x1a\x19.slimfaas.v1.DemandReport\x12D\n" +
-	"\aCluster\x12\x1b.slimfaas.v1.ClusterRequest\x1a\x1c.slimfaas.v1.ClusterResponse2M\n" +
+	"\aCluster\x12\x1b.slimfaas.v1.ClusterRequest\x1a\x1c.slimfaas.v1.ClusterResponse\x12R\n" +
+	"\vReadPayload\x12\x1f.slimfaas.v1.ReadPayloadRequest\x1a .slimfaas.v1.ReadPayloadResponse0\x012M\n" +
 	"\fTableService\x12=\n" +
 	"\x04Pull\x12\x18.slimfaas.v1.PullRequest\x1a\x19.slimfaas.v1.PullResponse0\x012\xc2\x03\n" +
 	"\fAdminService\x12;\n" +
@@ -7029,7 +7348,7 @@ func file_slimfaas_proto_rawDescGZIP() []byte {
 }
 
 var file_slimfaas_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_slimfaas_proto_msgTypes = make([]protoimpl.MessageInfo, 91)
+var file_slimfaas_proto_msgTypes = make([]protoimpl.MessageInfo, 95)
 var file_slimfaas_proto_goTypes = []any{
 	(Code)(0),                    // 0: slimfaas.v1.Code
 	(Reason)(0),                  // 1: slimfaas.v1.Reason
@@ -7044,203 +7363,211 @@ var file_slimfaas_proto_goTypes = []any{
 	(*Op)(nil),                   // 10: slimfaas.v1.Op
 	(*OpResult)(nil),             // 11: slimfaas.v1.OpResult
 	(*Accept)(nil),               // 12: slimfaas.v1.Accept
-	(*AcceptFrame)(nil),          // 13: slimfaas.v1.AcceptFrame
-	(*Callback)(nil),             // 14: slimfaas.v1.Callback
-	(*Cancel)(nil),               // 15: slimfaas.v1.Cancel
-	(*OpenSession)(nil),          // 16: slimfaas.v1.OpenSession
-	(*CloseSession)(nil),         // 17: slimfaas.v1.CloseSession
-	(*AcquireLock)(nil),          // 18: slimfaas.v1.AcquireLock
-	(*ReleaseLock)(nil),          // 19: slimfaas.v1.ReleaseLock
-	(*RecordActivity)(nil),       // 20: slimfaas.v1.RecordActivity
-	(*Activity)(nil),             // 21: slimfaas.v1.Activity
-	(*SetScale)(nil),             // 22: slimfaas.v1.SetScale
-	(*HeartbeatRequest)(nil),     // 23: slimfaas.v1.HeartbeatRequest
-	(*HeartbeatResponse)(nil),    // 24: slimfaas.v1.HeartbeatResponse
-	(*DeliverUp)(nil),            // 25: slimfaas.v1.DeliverUp
-	(*DeliverDown)(nil),          // 26: slimfaas.v1.DeliverDown
-	(*Hello)(nil),                // 27: slimfaas.v1.Hello
-	(*Capacity)(nil),             // 28: slimfaas.v1.Capacity
-	(*Held)(nil),                 // 29: slimfaas.v1.Held
-	(*HeldHeartbeat)(nil),        // 30: slimfaas.v1.HeldHeartbeat
-	(*Welcome)(nil),              // 31: slimfaas.v1.Welcome
-	(*Grant)(nil),                // 32: slimfaas.v1.Grant
-	(*GrantFrame)(nil),           // 33: slimfaas.v1.GrantFrame
-	(*Withdraw)(nil),             // 34: slimfaas.v1.Withdraw
-	(*TryResult)(nil),            // 35: slimfaas.v1.TryResult
-	(*ResultAck)(nil),            // 36: slimfaas.v1.ResultAck
-	(*ListHeld)(nil),             // 37: slimfaas.v1.ListHeld
-	(*StoredRequest)(nil),        // 38: slimfaas.v1.StoredRequest
-	(*StoredAnswer)(nil),         // 39: slimfaas.v1.StoredAnswer
-	(*Header)(nil),               // 40: slimfaas.v1.Header
-	(*GetCallRequest)(nil),       // 41: slimfaas.v1.GetCallRequest
-	(*GetCallResponse)(nil),      // 42: slimfaas.v1.GetCallResponse
-	(*GetResultRequest)(nil),     // 43: slimfaas.v1.GetResultRequest
-	(*GetResultResponse)(nil),    // 44: slimfaas.v1.GetResultResponse
-	(*ListDeadRequest)(nil),      // 45: slimfaas.v1.ListDeadRequest
-	(*ListDeadResponse)(nil),     // 46: slimfaas.v1.ListDeadResponse
-	(*RedriveRequest)(nil),       // 47: slimfaas.v1.RedriveRequest
-	(*RedriveResponse)(nil),      // 48: slimfaas.v1.RedriveResponse
-	(*PurgeRequest)(nil),         // 49: slimfaas.v1.PurgeRequest
-	(*PurgeResponse)(nil),        // 50: slimfaas.v1.PurgeResponse
-	(*Call)(nil),                 // 51: slimfaas.v1.Call
-	(*FactsRequest)(nil),         // 52: slimfaas.v1.FactsRequest
-	(*FactsResponse)(nil),        // 53: slimfaas.v1.FactsResponse
-	(*Session)(nil),              // 54: slimfaas.v1.Session
-	(*Lock)(nil),                 // 55: slimfaas.v1.Lock
-	(*LastActivity)(nil),         // 56: slimfaas.v1.LastActivity
-	(*Override)(nil),             // 57: slimfaas.v1.Override
-	(*DemandRequest)(nil),        // 58: slimfaas.v1.DemandRequest
-	(*ClusterRequest)(nil),       // 59: slimfaas.v1.ClusterRequest
-	(*ClusterResponse)(nil),      // 60: slimfaas.v1.ClusterResponse
-	(*Member)(nil),               // 61: slimfaas.v1.Member
-	(*NodeRequest)(nil),          // 62: slimfaas.v1.NodeRequest
-	(*NodeResponse)(nil),         // 63: slimfaas.v1.NodeResponse
-	(*AddMemberRequest)(nil),     // 64: slimfaas.v1.AddMemberRequest
-	(*PromoteMemberRequest)(nil), // 65: slimfaas.v1.PromoteMemberRequest
-	(*RemoveMemberRequest)(nil),  // 66: slimfaas.v1.RemoveMemberRequest
-	(*ChangeResponse)(nil),       // 67: slimfaas.v1.ChangeResponse
-	(*TransferRequest)(nil),      // 68: slimfaas.v1.TransferRequest
-	(*TransferResponse)(nil),     // 69: slimfaas.v1.TransferResponse
-	(*BackupRequest)(nil),        // 70: slimfaas.v1.BackupRequest
-	(*BackupResponse)(nil),       // 71: slimfaas.v1.BackupResponse
-	(*BackupHeader)(nil),         // 72: slimfaas.v1.BackupHeader
-	(*BackupEnd)(nil),            // 73: slimfaas.v1.BackupEnd
-	(*Version)(nil),              // 74: slimfaas.v1.Version
-	(*FunctionRecord)(nil),       // 75: slimfaas.v1.FunctionRecord
-	(*Replica)(nil),              // 76: slimfaas.v1.Replica
-	(*Probe)(nil),                // 77: slimfaas.v1.Probe
-	(*TableDigest)(nil),          // 78: slimfaas.v1.TableDigest
-	(*PullRequest)(nil),          // 79: slimfaas.v1.PullRequest
-	(*PullResponse)(nil),         // 80: slimfaas.v1.PullResponse
-	(*Wake)(nil),                 // 81: slimfaas.v1.Wake
-	(*Sighting)(nil),             // 82: slimfaas.v1.Sighting
-	(*RecordAnnouncement)(nil),   // 83: slimfaas.v1.RecordAnnouncement
-	(*LoadReport)(nil),           // 84: slimfaas.v1.LoadReport
-	(*FunctionLoad)(nil),         // 85: slimfaas.v1.FunctionLoad
-	(*DrainReport)(nil),          // 86: slimfaas.v1.DrainReport
-	(*DemandReport)(nil),         // 87: slimfaas.v1.DemandReport
-	(*FunctionDemand)(nil),       // 88: slimfaas.v1.FunctionDemand
-	(*FactsChanged)(nil),         // 89: slimfaas.v1.FactsChanged
-	(*TableAsk)(nil),             // 90: slimfaas.v1.TableAsk
-	(*ExplainRequest)(nil),       // 91: slimfaas.v1.ExplainRequest
-	(*ExplainResponse)(nil),      // 92: slimfaas.v1.ExplainResponse
-	(*EventShare)(nil),           // 93: slimfaas.v1.EventShare
-	(*EventTarget)(nil),          // 94: slimfaas.v1.EventTarget
-	(*EventShareAck)(nil),        // 95: slimfaas.v1.EventShareAck
-	(*EventShareResult)(nil),     // 96: slimfaas.v1.EventShareResult
-	(*EventResult)(nil),          // 97: slimfaas.v1.EventResult
+	(*PutPart)(nil),              // 13: slimfaas.v1.PutPart
+	(*DropUpload)(nil),           // 14: slimfaas.v1.DropUpload
+	(*AcceptFrame)(nil),          // 15: slimfaas.v1.AcceptFrame
+	(*Callback)(nil),             // 16: slimfaas.v1.Callback
+	(*Cancel)(nil),               // 17: slimfaas.v1.Cancel
+	(*OpenSession)(nil),          // 18: slimfaas.v1.OpenSession
+	(*CloseSession)(nil),         // 19: slimfaas.v1.CloseSession
+	(*AcquireLock)(nil),          // 20: slimfaas.v1.AcquireLock
+	(*ReleaseLock)(nil),          // 21: slimfaas.v1.ReleaseLock
+	(*RecordActivity)(nil),       // 22: slimfaas.v1.RecordActivity
+	(*Activity)(nil),             // 23: slimfaas.v1.Activity
+	(*SetScale)(nil),             // 24: slimfaas.v1.SetScale
+	(*HeartbeatRequest)(nil),     // 25: slimfaas.v1.HeartbeatRequest
+	(*HeartbeatResponse)(nil),    // 26: slimfaas.v1.HeartbeatResponse
+	(*DeliverUp)(nil),            // 27: slimfaas.v1.DeliverUp
+	(*DeliverDown)(nil),          // 28: slimfaas.v1.DeliverDown
+	(*Hello)(nil),                // 29: slimfaas.v1.Hello
+	(*Capacity)(nil),             // 30: slimfaas.v1.Capacity
+	(*Held)(nil),                 // 31: slimfaas.v1.Held
+	(*HeldHeartbeat)(nil),        // 32: slimfaas.v1.HeldHeartbeat
+	(*Welcome)(nil),              // 33: slimfaas.v1.Welcome
+	(*Grant)(nil),                // 34: slimfaas.v1.Grant
+	(*ReadPayloadRequest)(nil),   // 35: slimfaas.v1.ReadPayloadRequest
+	(*ReadPayloadResponse)(nil),  // 36: slimfaas.v1.ReadPayloadResponse
+	(*GrantFrame)(nil),           // 37: slimfaas.v1.GrantFrame
+	(*Withdraw)(nil),             // 38: slimfaas.v1.Withdraw
+	(*TryResult)(nil),            // 39: slimfaas.v1.TryResult
+	(*ResultAck)(nil),            // 40: slimfaas.v1.ResultAck
+	(*ListHeld)(nil),             // 41: slimfaas.v1.ListHeld
+	(*StoredRequest)(nil),        // 42: slimfaas.v1.StoredRequest
+	(*StoredAnswer)(nil),         // 43: slimfaas.v1.StoredAnswer
+	(*Header)(nil),               // 44: slimfaas.v1.Header
+	(*GetCallRequest)(nil),       // 45: slimfaas.v1.GetCallRequest
+	(*GetCallResponse)(nil),      // 46: slimfaas.v1.GetCallResponse
+	(*GetResultRequest)(nil),     // 47: slimfaas.v1.GetResultRequest
+	(*GetResultResponse)(nil),    // 48: slimfaas.v1.GetResultResponse
+	(*ListDeadRequest)(nil),      // 49: slimfaas.v1.ListDeadRequest
+	(*ListDeadResponse)(nil),     // 50: slimfaas.v1.ListDeadResponse
+	(*RedriveRequest)(nil),       // 51: slimfaas.v1.RedriveRequest
+	(*RedriveResponse)(nil),      // 52: slimfaas.v1.RedriveResponse
+	(*PurgeRequest)(nil),         // 53: slimfaas.v1.PurgeRequest
+	(*PurgeResponse)(nil),        // 54: slimfaas.v1.PurgeResponse
+	(*Call)(nil),                 // 55: slimfaas.v1.Call
+	(*FactsRequest)(nil),         // 56: slimfaas.v1.FactsRequest
+	(*FactsResponse)(nil),        // 57: slimfaas.v1.FactsResponse
+	(*Session)(nil),              // 58: slimfaas.v1.Session
+	(*Lock)(nil),                 // 59: slimfaas.v1.Lock
+	(*LastActivity)(nil),         // 60: slimfaas.v1.LastActivity
+	(*Override)(nil),             // 61: slimfaas.v1.Override
+	(*DemandRequest)(nil),        // 62: slimfaas.v1.DemandRequest
+	(*ClusterRequest)(nil),       // 63: slimfaas.v1.ClusterRequest
+	(*ClusterResponse)(nil),      // 64: slimfaas.v1.ClusterResponse
+	(*Member)(nil),               // 65: slimfaas.v1.Member
+	(*NodeRequest)(nil),          // 66: slimfaas.v1.NodeRequest
+	(*NodeResponse)(nil),         // 67: slimfaas.v1.NodeResponse
+	(*AddMemberRequest)(nil),     // 68: slimfaas.v1.AddMemberRequest
+	(*PromoteMemberRequest)(nil), // 69: slimfaas.v1.PromoteMemberRequest
+	(*RemoveMemberRequest)(nil),  // 70: slimfaas.v1.RemoveMemberRequest
+	(*ChangeResponse)(nil),       // 71: slimfaas.v1.ChangeResponse
+	(*TransferRequest)(nil),      // 72: slimfaas.v1.TransferRequest
+	(*TransferResponse)(nil),     // 73: slimfaas.v1.TransferResponse
+	(*BackupRequest)(nil),        // 74: slimfaas.v1.BackupRequest
+	(*BackupResponse)(nil),       // 75: slimfaas.v1.BackupResponse
+	(*BackupHeader)(nil),         // 76: slimfaas.v1.BackupHeader
+	(*BackupEnd)(nil),            // 77: slimfaas.v1.BackupEnd
+	(*Version)(nil),              // 78: slimfaas.v1.Version
+	(*FunctionRecord)(nil),       // 79: slimfaas.v1.FunctionRecord
+	(*Replica)(nil),              // 80: slimfaas.v1.Replica
+	(*Probe)(nil),                // 81: slimfaas.v1.Probe
+	(*TableDigest)(nil),          // 82: slimfaas.v1.TableDigest
+	(*PullRequest)(nil),          // 83: slimfaas.v1.PullRequest
+	(*PullResponse)(nil),         // 84: slimfaas.v1.PullResponse
+	(*Wake)(nil),                 // 85: slimfaas.v1.Wake
+	(*Sighting)(nil),             // 86: slimfaas.v1.Sighting
+	(*RecordAnnouncement)(nil),   // 87: slimfaas.v1.RecordAnnouncement
+	(*LoadReport)(nil),           // 88: slimfaas.v1.LoadReport
+	(*FunctionLoad)(nil),         // 89: slimfaas.v1.FunctionLoad
+	(*DrainReport)(nil),          // 90: slimfaas.v1.DrainReport
+	(*DemandReport)(nil),         // 91: slimfaas.v1.DemandReport
+	(*FunctionDemand)(nil),       // 92: slimfaas.v1.FunctionDemand
+	(*FactsChanged)(nil),         // 93: slimfaas.v1.FactsChanged
+	(*TableAsk)(nil),             // 94: slimfaas.v1.TableAsk
+	(*ExplainRequest)(nil),       // 95: slimfaas.v1.ExplainRequest
+	(*ExplainResponse)(nil),      // 96: slimfaas.v1.ExplainResponse
+	(*EventShare)(nil),           // 97: slimfaas.v1.EventShare
+	(*EventTarget)(nil),          // 98: slimfaas.v1.EventTarget
+	(*EventShareAck)(nil),        // 99: slimfaas.v1.EventShareAck
+	(*EventShareResult)(nil),     // 100: slimfaas.v1.EventShareResult
+	(*EventResult)(nil),          // 101: slimfaas.v1.EventResult
 }
 var file_slimfaas_proto_depIdxs = []int32{
-	10, // 0: slimfaas.v1.SubmitRequest.ops:type_name -> slimfaas.v1.Op
-	11, // 1: slimfaas.v1.SubmitResponse.results:type_name -> slimfaas.v1.OpResult
-	12, // 2: slimfaas.v1.Op.accept:type_name -> slimfaas.v1.Accept
-	13, // 3: slimfaas.v1.Op.accept_frame:type_name -> slimfaas.v1.AcceptFrame
-	14, // 4: slimfaas.v1.Op.callback:type_name -> slimfaas.v1.Callback
-	15, // 5: slimfaas.v1.Op.cancel:type_name -> slimfaas.v1.Cancel
-	16, // 6: slimfaas.v1.Op.open_session:type_name -> slimfaas.v1.OpenSession
-	17, // 7: slimfaas.v1.Op.close_session:type_name -> slimfaas.v1.CloseSession
-	18, // 8: slimfaas.v1.Op.acquire_lock:type_name -> slimfaas.v1.AcquireLock
-	19, // 9: slimfaas.v1.Op.release_lock:type_name -> slimfaas.v1.ReleaseLock
-	20, // 10: slimfaas.v1.Op.record_activity:type_name -> slimfaas.v1.RecordActivity
-	22, // 11: slimfaas.v1.Op.set_scale:type_name -> slimfaas.v1.SetScale
-	0,  // 12: slimfaas.v1.OpResult.code:type_name -> slimfaas.v1.Code
-	1,  // 13: slimfaas.v1.OpResult.reason:type_name -> slimfaas.v1.Reason
-	2,  // 14: slimfaas.v1.OpenSession.kind:type_name -> slimfaas.v1.SessionKind
-	21, // 15: slimfaas.v1.RecordActivity.activities:type_name -> slimfaas.v1.Activity
-	0,  // 16: slimfaas.v1.HeartbeatResponse.code:type_name -> slimfaas.v1.Code
-	27, // 17: slimfaas.v1.DeliverUp.hello:type_name -> slimfaas.v1.Hello
-	28, // 18: slimfaas.v1.DeliverUp.capacity:type_name -> slimfaas.v1.Capacity
-	35, // 19: slimfaas.v1.DeliverUp.result:type_name -> slimfaas.v1.TryResult
-	30, // 20: slimfaas.v1.DeliverUp.heartbeat:type_name -> slimfaas.v1.HeldHeartbeat
-	31, // 21: slimfaas.v1.DeliverDown.welcome:type_name -> slimfaas.v1.Welcome
-	32, // 22: slimfaas.v1.DeliverDown.grant:type_name -> slimfaas.v1.Grant
-	33, // 23: slimfaas.v1.DeliverDown.grant_frame:type_name -> slimfaas.v1.GrantFrame
-	34, // 24: slimfaas.v1.DeliverDown.withdraw:type_name -> slimfaas.v1.Withdraw
-	36, // 25: slimfaas.v1.DeliverDown.result_ack:type_name -> slimfaas.v1.ResultAck
-	37, // 26: slimfaas.v1.DeliverDown.list_held:type_name -> slimfaas.v1.ListHeld
-	7,  // 27: slimfaas.v1.DeliverDown.not_leader:type_name -> slimfaas.v1.NotLeader
-	28, // 28: slimfaas.v1.Hello.capacity:type_name -> slimfaas.v1.Capacity
-	29, // 29: slimfaas.v1.Hello.held:type_name -> slimfaas.v1.Held
-	29, // 30: slimfaas.v1.HeldHeartbeat.held:type_name -> slimfaas.v1.Held
-	3,  // 31: slimfaas.v1.TryResult.outcome:type_name -> slimfaas.v1.TryOutcome
-	0,  // 32: slimfaas.v1.ResultAck.code:type_name -> slimfaas.v1.Code
-	40, // 33: slimfaas.v1.StoredRequest.headers:type_name -> slimfaas.v1.Header
-	40, // 34: slimfaas.v1.StoredAnswer.headers:type_name -> slimfaas.v1.Header
-	51, // 35: slimfaas.v1.GetCallResponse.call:type_name -> slimfaas.v1.Call
-	51, // 36: slimfaas.v1.GetResultResponse.call:type_name -> slimfaas.v1.Call
-	0,  // 37: slimfaas.v1.ListDeadResponse.code:type_name -> slimfaas.v1.Code
-	51, // 38: slimfaas.v1.ListDeadResponse.calls:type_name -> slimfaas.v1.Call
-	4,  // 39: slimfaas.v1.Call.state:type_name -> slimfaas.v1.CallState
-	54, // 40: slimfaas.v1.FactsResponse.sessions:type_name -> slimfaas.v1.Session
-	55, // 41: slimfaas.v1.FactsResponse.locks:type_name -> slimfaas.v1.Lock
-	56, // 42: slimfaas.v1.FactsResponse.history:type_name -> slimfaas.v1.LastActivity
-	57, // 43: slimfaas.v1.FactsResponse.overrides:type_name -> slimfaas.v1.Override
-	2,  // 44: slimfaas.v1.Session.kind:type_name -> slimfaas.v1.SessionKind
-	61, // 45: slimfaas.v1.ClusterResponse.members:type_name -> slimfaas.v1.Member
-	60, // 46: slimfaas.v1.NodeResponse.cluster:type_name -> slimfaas.v1.ClusterResponse
-	61, // 47: slimfaas.v1.AddMemberRequest.member:type_name -> slimfaas.v1.Member
-	72, // 48: slimfaas.v1.BackupResponse.header:type_name -> slimfaas.v1.BackupHeader
-	73, // 49: slimfaas.v1.BackupResponse.end:type_name -> slimfaas.v1.BackupEnd
-	74, // 50: slimfaas.v1.FunctionRecord.version:type_name -> slimfaas.v1.Version
-	76, // 51: slimfaas.v1.FunctionRecord.replicas:type_name -> slimfaas.v1.Replica
-	5,  // 52: slimfaas.v1.Replica.state:type_name -> slimfaas.v1.ReplicaState
-	77, // 53: slimfaas.v1.Replica.probe:type_name -> slimfaas.v1.Probe
-	6,  // 54: slimfaas.v1.Probe.kind:type_name -> slimfaas.v1.ProbeKind
-	74, // 55: slimfaas.v1.TableDigest.version:type_name -> slimfaas.v1.Version
-	74, // 56: slimfaas.v1.PullRequest.since:type_name -> slimfaas.v1.Version
-	78, // 57: slimfaas.v1.PullResponse.digest:type_name -> slimfaas.v1.TableDigest
-	75, // 58: slimfaas.v1.PullResponse.records:type_name -> slimfaas.v1.FunctionRecord
-	76, // 59: slimfaas.v1.Sighting.replica:type_name -> slimfaas.v1.Replica
-	75, // 60: slimfaas.v1.RecordAnnouncement.record:type_name -> slimfaas.v1.FunctionRecord
-	74, // 61: slimfaas.v1.RecordAnnouncement.version:type_name -> slimfaas.v1.Version
-	85, // 62: slimfaas.v1.LoadReport.functions:type_name -> slimfaas.v1.FunctionLoad
-	86, // 63: slimfaas.v1.FunctionLoad.draining:type_name -> slimfaas.v1.DrainReport
-	74, // 64: slimfaas.v1.DrainReport.version:type_name -> slimfaas.v1.Version
-	88, // 65: slimfaas.v1.DemandReport.functions:type_name -> slimfaas.v1.FunctionDemand
-	38, // 66: slimfaas.v1.EventShare.request:type_name -> slimfaas.v1.StoredRequest
-	94, // 67: slimfaas.v1.EventShare.targets:type_name -> slimfaas.v1.EventTarget
-	97, // 68: slimfaas.v1.EventShareResult.results:type_name -> slimfaas.v1.EventResult
-	8,  // 69: slimfaas.v1.QueueService.Submit:input_type -> slimfaas.v1.SubmitRequest
-	25, // 70: slimfaas.v1.QueueService.Deliver:input_type -> slimfaas.v1.DeliverUp
-	23, // 71: slimfaas.v1.QueueService.Heartbeat:input_type -> slimfaas.v1.HeartbeatRequest
-	41, // 72: slimfaas.v1.QueueService.GetCall:input_type -> slimfaas.v1.GetCallRequest
-	43, // 73: slimfaas.v1.QueueService.GetResult:input_type -> slimfaas.v1.GetResultRequest
-	45, // 74: slimfaas.v1.QueueService.ListDead:input_type -> slimfaas.v1.ListDeadRequest
-	47, // 75: slimfaas.v1.QueueService.Redrive:input_type -> slimfaas.v1.RedriveRequest
-	49, // 76: slimfaas.v1.QueueService.Purge:input_type -> slimfaas.v1.PurgeRequest
-	52, // 77: slimfaas.v1.QueueService.Facts:input_type -> slimfaas.v1.FactsRequest
-	58, // 78: slimfaas.v1.QueueService.Demand:input_type -> slimfaas.v1.DemandRequest
-	59, // 79: slimfaas.v1.QueueService.Cluster:input_type -> slimfaas.v1.ClusterRequest
-	79, // 80: slimfaas.v1.TableService.Pull:input_type -> slimfaas.v1.PullRequest
-	62, // 81: slimfaas.v1.AdminService.Node:input_type -> slimfaas.v1.NodeRequest
-	64, // 82: slimfaas.v1.AdminService.AddMember:input_type -> slimfaas.v1.AddMemberRequest
-	65, // 83: slimfaas.v1.AdminService.PromoteMember:input_type -> slimfaas.v1.PromoteMemberRequest
-	66, // 84: slimfaas.v1.AdminService.RemoveMember:input_type -> slimfaas.v1.RemoveMemberRequest
-	68, // 85: slimfaas.v1.AdminService.Transfer:input_type -> slimfaas.v1.TransferRequest
-	70, // 86: slimfaas.v1.AdminService.Backup:input_type -> slimfaas.v1.BackupRequest
-	9,  // 87: slimfaas.v1.QueueService.Submit:output_type -> slimfaas.v1.SubmitResponse
-	26, // 88: slimfaas.v1.QueueService.Deliver:output_type -> slimfaas.v1.DeliverDown
-	24, // 89: slimfaas.v1.QueueService.Heartbeat:output_type -> slimfaas.v1.HeartbeatResponse
-	42, // 90: slimfaas.v1.QueueService.GetCall:output_type -> slimfaas.v1.GetCallResponse
-	44, // 91: slimfaas.v1.QueueService.GetResult:output_type -> slimfaas.v1.GetResultResponse
-	46, // 92: slimfaas.v1.QueueService.ListDead:output_type -> slimfaas.v1.ListDeadResponse
-	48, // 93: slimfaas.v1.QueueService.Redrive:output_type -> slimfaas.v1.RedriveResponse
-	50, // 94: slimfaas.v1.QueueService.Purge:output_type -> slimfaas.v1.PurgeResponse
-	53, // 95: slimfaas.v1.QueueService.Facts:output_type -> slimfaas.v1.FactsResponse
-	87, // 96: slimfaas.v1.QueueService.Demand:output_type -> slimfaas.v1.DemandReport
-	60, // 97: slimfaas.v1.QueueService.Cluster:output_type -> slimfaas.v1.ClusterResponse
-	80, // 98: slimfaas.v1.TableService.Pull:output_type -> slimfaas.v1.PullResponse
-	63, // 99: slimfaas.v1.AdminService.Node:output_type -> slimfaas.v1.NodeResponse
-	67, // 100: slimfaas.v1.AdminService.AddMember:output_type -> slimfaas.v1.ChangeResponse
-	67, // 101: slimfaas.v1.AdminService.PromoteMember:output_type -> slimfaas.v1.ChangeResponse
-	67, // 102: slimfaas.v1.AdminService.RemoveMember:output_type -> slimfaas.v1.ChangeResponse
-	69, // 103: slimfaas.v1.AdminService.Transfer:output_type -> slimfaas.v1.TransferResponse
-	71, // 104: slimfaas.v1.AdminService.Backup:output_type -> slimfaas.v1.BackupResponse
-	87, // [87:105] is the sub-list for method output_type
-	69, // [69:87] is the sub-list for method input_type
-	69, // [69:69] is the sub-list for extension type_name
-	69, // [69:69] is the sub-list for extension extendee
-	0,  // [0:69] is the sub-list for field type_name
+	10,  // 0: slimfaas.v1.SubmitRequest.ops:type_name -> slimfaas.v1.Op
+	11,  // 1: slimfaas.v1.SubmitResponse.results:type_name -> slimfaas.v1.OpResult
+	12,  // 2: slimfaas.v1.Op.accept:type_name -> slimfaas.v1.Accept
+	15,  // 3: slimfaas.v1.Op.accept_frame:type_name -> slimfaas.v1.AcceptFrame
+	16,  // 4: slimfaas.v1.Op.callback:type_name -> slimfaas.v1.Callback
+	17,  // 5: slimfaas.v1.Op.cancel:type_name -> slimfaas.v1.Cancel
+	18,  // 6: slimfaas.v1.Op.open_session:type_name -> slimfaas.v1.OpenSession
+	19,  // 7: slimfaas.v1.Op.close_session:type_name -> slimfaas.v1.CloseSession
+	20,  // 8: slimfaas.v1.Op.acquire_lock:type_name -> slimfaas.v1.AcquireLock
+	21,  // 9: slimfaas.v1.Op.release_lock:type_name -> slimfaas.v1.ReleaseLock
+	22,  // 10: slimfaas.v1.Op.record_activity:type_name -> slimfaas.v1.RecordActivity
+	24,  // 11: slimfaas.v1.Op.set_scale:type_name -> slimfaas.v1.SetScale
+	13,  // 12: slimfaas.v1.Op.put_part:type_name -> slimfaas.v1.PutPart
+	14,  // 13: slimfaas.v1.Op.drop_upload:type_name -> slimfaas.v1.DropUpload
+	0,   // 14: slimfaas.v1.OpResult.code:type_name -> slimfaas.v1.Code
+	1,   // 15: slimfaas.v1.OpResult.reason:type_name -> slimfaas.v1.Reason
+	2,   // 16: slimfaas.v1.OpenSession.kind:type_name -> slimfaas.v1.SessionKind
+	23,  // 17: slimfaas.v1.RecordActivity.activities:type_name -> slimfaas.v1.Activity
+	0,   // 18: slimfaas.v1.HeartbeatResponse.code:type_name -> slimfaas.v1.Code
+	29,  // 19: slimfaas.v1.DeliverUp.hello:type_name -> slimfaas.v1.Hello
+	30,  // 20: slimfaas.v1.DeliverUp.capacity:type_name -> slimfaas.v1.Capacity
+	39,  // 21: slimfaas.v1.DeliverUp.result:type_name -> slimfaas.v1.TryResult
+	32,  // 22: slimfaas.v1.DeliverUp.heartbeat:type_name -> slimfaas.v1.HeldHeartbeat
+	33,  // 23: slimfaas.v1.DeliverDown.welcome:type_name -> slimfaas.v1.Welcome
+	34,  // 24: slimfaas.v1.DeliverDown.grant:type_name -> slimfaas.v1.Grant
+	37,  // 25: slimfaas.v1.DeliverDown.grant_frame:type_name -> slimfaas.v1.GrantFrame
+	38,  // 26: slimfaas.v1.DeliverDown.withdraw:type_name -> slimfaas.v1.Withdraw
+	40,  // 27: slimfaas.v1.DeliverDown.result_ack:type_name -> slimfaas.v1.ResultAck
+	41,  // 28: slimfaas.v1.DeliverDown.list_held:type_name -> slimfaas.v1.ListHeld
+	7,   // 29: slimfaas.v1.DeliverDown.not_leader:type_name -> slimfaas.v1.NotLeader
+	30,  // 30: slimfaas.v1.Hello.capacity:type_name -> slimfaas.v1.Capacity
+	31,  // 31: slimfaas.v1.Hello.held:type_name -> slimfaas.v1.Held
+	31,  // 32: slimfaas.v1.HeldHeartbeat.held:type_name -> slimfaas.v1.Held
+	3,   // 33: slimfaas.v1.TryResult.outcome:type_name -> slimfaas.v1.TryOutcome
+	0,   // 34: slimfaas.v1.ResultAck.code:type_name -> slimfaas.v1.Code
+	44,  // 35: slimfaas.v1.StoredRequest.headers:type_name -> slimfaas.v1.Header
+	44,  // 36: slimfaas.v1.StoredAnswer.headers:type_name -> slimfaas.v1.Header
+	55,  // 37: slimfaas.v1.GetCallResponse.call:type_name -> slimfaas.v1.Call
+	55,  // 38: slimfaas.v1.GetResultResponse.call:type_name -> slimfaas.v1.Call
+	0,   // 39: slimfaas.v1.ListDeadResponse.code:type_name -> slimfaas.v1.Code
+	55,  // 40: slimfaas.v1.ListDeadResponse.calls:type_name -> slimfaas.v1.Call
+	4,   // 41: slimfaas.v1.Call.state:type_name -> slimfaas.v1.CallState
+	58,  // 42: slimfaas.v1.FactsResponse.sessions:type_name -> slimfaas.v1.Session
+	59,  // 43: slimfaas.v1.FactsResponse.locks:type_name -> slimfaas.v1.Lock
+	60,  // 44: slimfaas.v1.FactsResponse.history:type_name -> slimfaas.v1.LastActivity
+	61,  // 45: slimfaas.v1.FactsResponse.overrides:type_name -> slimfaas.v1.Override
+	2,   // 46: slimfaas.v1.Session.kind:type_name -> slimfaas.v1.SessionKind
+	65,  // 47: slimfaas.v1.ClusterResponse.members:type_name -> slimfaas.v1.Member
+	64,  // 48: slimfaas.v1.NodeResponse.cluster:type_name -> slimfaas.v1.ClusterResponse
+	65,  // 49: slimfaas.v1.AddMemberRequest.member:type_name -> slimfaas.v1.Member
+	76,  // 50: slimfaas.v1.BackupResponse.header:type_name -> slimfaas.v1.BackupHeader
+	77,  // 51: slimfaas.v1.BackupResponse.end:type_name -> slimfaas.v1.BackupEnd
+	78,  // 52: slimfaas.v1.FunctionRecord.version:type_name -> slimfaas.v1.Version
+	80,  // 53: slimfaas.v1.FunctionRecord.replicas:type_name -> slimfaas.v1.Replica
+	5,   // 54: slimfaas.v1.Replica.state:type_name -> slimfaas.v1.ReplicaState
+	81,  // 55: slimfaas.v1.Replica.probe:type_name -> slimfaas.v1.Probe
+	6,   // 56: slimfaas.v1.Probe.kind:type_name -> slimfaas.v1.ProbeKind
+	78,  // 57: slimfaas.v1.TableDigest.version:type_name -> slimfaas.v1.Version
+	78,  // 58: slimfaas.v1.PullRequest.since:type_name -> slimfaas.v1.Version
+	82,  // 59: slimfaas.v1.PullResponse.digest:type_name -> slimfaas.v1.TableDigest
+	79,  // 60: slimfaas.v1.PullResponse.records:type_name -> slimfaas.v1.FunctionRecord
+	80,  // 61: slimfaas.v1.Sighting.replica:type_name -> slimfaas.v1.Replica
+	79,  // 62: slimfaas.v1.RecordAnnouncement.record:type_name -> slimfaas.v1.FunctionRecord
+	78,  // 63: slimfaas.v1.RecordAnnouncement.version:type_name -> slimfaas.v1.Version
+	89,  // 64: slimfaas.v1.LoadReport.functions:type_name -> slimfaas.v1.FunctionLoad
+	90,  // 65: slimfaas.v1.FunctionLoad.draining:type_name -> slimfaas.v1.DrainReport
+	78,  // 66: slimfaas.v1.DrainReport.version:type_name -> slimfaas.v1.Version
+	92,  // 67: slimfaas.v1.DemandReport.functions:type_name -> slimfaas.v1.FunctionDemand
+	42,  // 68: slimfaas.v1.EventShare.request:type_name -> slimfaas.v1.StoredRequest
+	98,  // 69: slimfaas.v1.EventShare.targets:type_name -> slimfaas.v1.EventTarget
+	101, // 70: slimfaas.v1.EventShareResult.results:type_name -> slimfaas.v1.EventResult
+	8,   // 71: slimfaas.v1.QueueService.Submit:input_type -> slimfaas.v1.SubmitRequest
+	27,  // 72: slimfaas.v1.QueueService.Deliver:input_type -> slimfaas.v1.DeliverUp
+	25,  // 73: slimfaas.v1.QueueService.Heartbeat:input_type -> slimfaas.v1.HeartbeatRequest
+	45,  // 74: slimfaas.v1.QueueService.GetCall:input_type -> slimfaas.v1.GetCallRequest
+	47,  // 75: slimfaas.v1.QueueService.GetResult:input_type -> slimfaas.v1.GetResultRequest
+	49,  // 76: slimfaas.v1.QueueService.ListDead:input_type -> slimfaas.v1.ListDeadRequest
+	51,  // 77: slimfaas.v1.QueueService.Redrive:input_type -> slimfaas.v1.RedriveRequest
+	53,  // 78: slimfaas.v1.QueueService.Purge:input_type -> slimfaas.v1.PurgeRequest
+	56,  // 79: slimfaas.v1.QueueService.Facts:input_type -> slimfaas.v1.FactsRequest
+	62,  // 80: slimfaas.v1.QueueService.Demand:input_type -> slimfaas.v1.DemandRequest
+	63,  // 81: slimfaas.v1.QueueService.Cluster:input_type -> slimfaas.v1.ClusterRequest
+	35,  // 82: slimfaas.v1.QueueService.ReadPayload:input_type -> slimfaas.v1.ReadPayloadRequest
+	83,  // 83: slimfaas.v1.TableService.Pull:input_type -> slimfaas.v1.PullRequest
+	66,  // 84: slimfaas.v1.AdminService.Node:input_type -> slimfaas.v1.NodeRequest
+	68,  // 85: slimfaas.v1.AdminService.AddMember:input_type -> slimfaas.v1.AddMemberRequest
+	69,  // 86: slimfaas.v1.AdminService.PromoteMember:input_type -> slimfaas.v1.PromoteMemberRequest
+	70,  // 87: slimfaas.v1.AdminService.RemoveMember:input_type -> slimfaas.v1.RemoveMemberRequest
+	72,  // 88: slimfaas.v1.AdminService.Transfer:input_type -> slimfaas.v1.TransferRequest
+	74,  // 89: slimfaas.v1.AdminService.Backup:input_type -> slimfaas.v1.BackupRequest
+	9,   // 90: slimfaas.v1.QueueService.Submit:output_type -> slimfaas.v1.SubmitResponse
+	28,  // 91: slimfaas.v1.QueueService.Deliver:output_type -> slimfaas.v1.DeliverDown
+	26,  // 92: slimfaas.v1.QueueService.Heartbeat:output_type -> slimfaas.v1.HeartbeatResponse
+	46,  // 93: slimfaas.v1.QueueService.GetCall:output_type -> slimfaas.v1.GetCallResponse
+	48,  // 94: slimfaas.v1.QueueService.GetResult:output_type -> slimfaas.v1.GetResultResponse
+	50,  // 95: slimfaas.v1.QueueService.ListDead:output_type -> slimfaas.v1.ListDeadResponse
+	52,  // 96: slimfaas.v1.QueueService.Redrive:output_type -> slimfaas.v1.RedriveResponse
+	54,  // 97: slimfaas.v1.QueueService.Purge:output_type -> slimfaas.v1.PurgeResponse
+	57,  // 98: slimfaas.v1.QueueService.Facts:output_type -> slimfaas.v1.FactsResponse
+	91,  // 99: slimfaas.v1.QueueService.Demand:output_type -> slimfaas.v1.DemandReport
+	64,  // 100: slimfaas.v1.QueueService.Cluster:output_type -> slimfaas.v1.ClusterResponse
+	36,  // 101: slimfaas.v1.QueueService.ReadPayload:output_type -> slimfaas.v1.ReadPayloadResponse
+	84,  // 102: slimfaas.v1.TableService.Pull:output_type -> slimfaas.v1.PullResponse
+	67,  // 103: slimfaas.v1.AdminService.Node:output_type -> slimfaas.v1.NodeResponse
+	71,  // 104: slimfaas.v1.AdminService.AddMember:output_type -> slimfaas.v1.ChangeResponse
+	71,  // 105: slimfaas.v1.AdminService.PromoteMember:output_type -> slimfaas.v1.ChangeResponse
+	71,  // 106: slimfaas.v1.AdminService.RemoveMember:output_type -> slimfaas.v1.ChangeResponse
+	73,  // 107: slimfaas.v1.AdminService.Transfer:output_type -> slimfaas.v1.TransferResponse
+	75,  // 108: slimfaas.v1.AdminService.Backup:output_type -> slimfaas.v1.BackupResponse
+	90,  // [90:109] is the sub-list for method output_type
+	71,  // [71:90] is the sub-list for method input_type
+	71,  // [71:71] is the sub-list for extension type_name
+	71,  // [71:71] is the sub-list for extension extendee
+	0,   // [0:71] is the sub-list for field type_name
 }
 
 func init() { file_slimfaas_proto_init() }
@@ -7259,14 +7586,16 @@ func file_slimfaas_proto_init() {
 		(*Op_ReleaseLock)(nil),
 		(*Op_RecordActivity)(nil),
 		(*Op_SetScale)(nil),
+		(*Op_PutPart)(nil),
+		(*Op_DropUpload)(nil),
 	}
-	file_slimfaas_proto_msgTypes[18].OneofWrappers = []any{
+	file_slimfaas_proto_msgTypes[20].OneofWrappers = []any{
 		(*DeliverUp_Hello)(nil),
 		(*DeliverUp_Capacity)(nil),
 		(*DeliverUp_Result)(nil),
 		(*DeliverUp_Heartbeat)(nil),
 	}
-	file_slimfaas_proto_msgTypes[19].OneofWrappers = []any{
+	file_slimfaas_proto_msgTypes[21].OneofWrappers = []any{
 		(*DeliverDown_Welcome)(nil),
 		(*DeliverDown_Grant)(nil),
 		(*DeliverDown_GrantFrame)(nil),
@@ -7275,7 +7604,7 @@ func file_slimfaas_proto_init() {
 		(*DeliverDown_ListHeld)(nil),
 		(*DeliverDown_NotLeader)(nil),
 	}
-	file_slimfaas_proto_msgTypes[64].OneofWrappers = []any{
+	file_slimfaas_proto_msgTypes[68].OneofWrappers = []any{
 		(*BackupResponse_Header)(nil),
 		(*BackupResponse_Data)(nil),
 		(*BackupResponse_End)(nil),
@@ -7286,7 +7615,7 @@ func file_slimfaas_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_slimfaas_proto_rawDesc), len(file_slimfaas_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   91,
+			NumMessages:   95,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

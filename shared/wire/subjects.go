@@ -33,10 +33,15 @@ const (
 	MaxBusMessage = 64 << 10
 	// MaxInlineRecord is the largest record published whole, in bytes; a larger one is announced and pulled.
 	MaxInlineRecord = 48 << 10
-	// MaxPayload is the largest StoredRequest of an async call, in bytes, until the queue issue raises it.
+	// MaxPayload is the largest StoredRequest of an async call that is one command, in bytes. A body over MaxInlineBody is put
+	// before it, in parts (docs/adr/0016-large-bodies.md).
 	MaxPayload = 1<<20 + 64<<10
+	// MaxInlineBody is the largest body within a StoredRequest, in bytes.
+	MaxInlineBody = 1 << 20
 	// MaxFrame is the largest piece of a payload in one message, in bytes; more travels as frames.
 	MaxFrame = 256 << 10
+	// PartSize is how much of a large body is one command, in bytes: half an entry, so that others' commands share it.
+	PartSize = MaxFrame
 	// MaxBatchBytes and MaxBatchOps close a batch, in the edge and in the leader; one larger operation may travel alone.
 	MaxBatchBytes = 512 << 10
 	MaxBatchOps   = 1024

@@ -53,8 +53,8 @@ type Options struct {
 	MaxBody                                      int64
 	ParkedPer, ParkedTotal                       int
 	MaxHeld                                      uint32
-	MaxHeldBytes, AsyncMaxBody                   int64
-	Taking, TakingBytes                          int64
+	MaxHeldBytes, AsyncMaxBody, EventMaxBody     int64
+	Taking, TakingBytes, Uploads                 int64
 	EventConcurrency, MaxReplicas                int
 	DrainDelay, Drain                            time.Duration
 }
@@ -130,7 +130,7 @@ func New(ctx context.Context, o Options, log *slog.Logger) (*App, error) {
 	a.functions.Woken = a.waker.Look
 	a.deliverer = async.New(async.Options{
 		Name: o.Name, Address: o.InternalAddress, MaxHeld: o.MaxHeld, MaxBytes: o.MaxHeldBytes, Drain: o.Drain,
-		Open: a.open, Do: a.do, Replicas: a.functions, Log: a.log,
+		Open: a.open, Do: a.do, ReadBody: a.readBody, Replicas: a.functions, Log: a.log,
 	})
 	a.publisher = events.NewPublisher(events.Options{
 		Functions: a.functions, Concurrency: o.EventConcurrency, Drain: o.Drain, Log: a.log,
@@ -167,10 +167,12 @@ func (a *App) changed(e *table.Entry) {
 // listeners builds the surface.
 func (a *App) listeners() {
 	o := a.options
+	uploads := message.NewBudget(o.Uploads, 0)
 	registry := obs.Registry("edge")
 	registry.MustRegister(&metrics.Collector{
 		Functions: a.functions, BusConnected: a.bus.Connected, BusOverruns: a.bus.Overruns,
 		Delivery: func() (uint64, int) { s := a.deliverer.State(); return s.Session, s.Held },
+		Uploads:  uploads.Calls,
 	})
 	exposition := obs.Handler(registry, a.log)
 
@@ -182,10 +184,15 @@ func (a *App) listeners() {
 	api.HandleWake(a.waker.Wake)
 	budget := message.NewBudget(o.Taking, o.TakingBytes)
 	accepter := async.Accepter{Do: a.do}
+	uploader := async.NewUploader(a.do, func() uint64 { return a.deliverer.State().Session })
 	api.HandleAsync(httpapi.Async{
-		Accept: accepter.Accept, Do: a.do, GetCall: a.client.GetCall, GetResult: a.client.GetResult, Budget: budget, MaxBody: o.AsyncMaxBody, Log: a.log,
+		Accept: accepter.Accept,
+		AcceptLarge: func(ctx context.Context, function string, request *wire.StoredRequest, body *message.Rest, o message.CallOptions) (string, error) {
+			return uploader.Accept(ctx, function, request, body, o)
+		},
+		Do: a.do, GetCall: a.client.GetCall, GetResult: a.client.GetResult, Budget: budget, Uploads: uploads, MaxBody: o.AsyncMaxBody, Log: a.log,
 	})
-	api.HandleEvents(httpapi.Events{Publish: a.publisher.Publish, Budget: message.NewBudget(o.Taking, o.TakingBytes), MaxBody: o.AsyncMaxBody})
+	api.HandleEvents(httpapi.Events{Publish: a.publisher.Publish, Budget: message.NewBudget(o.Taking, o.TakingBytes), MaxBody: o.EventMaxBody})
 	api.HandleOperator(httpapi.Operator{
 		Ask: a.ask, Do: a.do, Cluster: a.client.Cluster, Facts: a.client.Facts, Digest: a.digest,
 		MaxReplicas: o.MaxReplicas, Log: a.log,
@@ -339,6 +346,10 @@ func (a *App) do(ctx context.Context, op *wire.Op) (*wire.OpResult, error) {
 
 func (a *App) open(ctx context.Context) (async.Stream, string, error) {
 	return a.client.Deliver(ctx)
+}
+
+func (a *App) readBody(ctx context.Context, id []byte, fence, size uint64) async.Pieces {
+	return a.client.ReadBody(ctx, id, fence, size)
 }
 
 func (a *App) ask(ctx context.Context, subject string, m proto.Message) ([]byte, error) {

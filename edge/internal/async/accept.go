@@ -69,16 +69,28 @@ func (a Accepter) Accept(ctx context.Context, function string, request *wire.Sto
 	if len(payload) > wire.MaxPayload {
 		return refuse(wire.Code_CODE_TOO_LARGE, false, fmt.Errorf("the request with its headers takes %d bytes of at most %d", len(payload), wire.MaxPayload))
 	}
-	ctx, cancel := context.WithTimeout(ctx, AcceptWithin)
-	defer cancel()
-	accept := &wire.Accept{
-		Id: id[:], Function: function, Payload: payload, Size: uint64(len(payload)),
-		DelayMs: milliseconds(o.Delay), MaxAgeMs: milliseconds(o.MaxAge), KeepResultMs: milliseconds(o.KeepResult),
-	}
+	accept := acceptOf(id, function, payload, o)
 	if o.Key != "" {
 		hash := message.Fingerprint(request)
 		accept.IdempotencyKey, accept.RequestHash = o.Key, hash[:]
 	}
+	return a.handOver(ctx, id, accept)
+}
+
+func acceptOf(id message.ID, function string, payload []byte, o message.CallOptions) *wire.Accept {
+	return &wire.Accept{
+		Id: id[:], Function: function, Payload: payload, Size: uint64(len(payload)),
+		DelayMs: milliseconds(o.Delay), MaxAgeMs: milliseconds(o.MaxAge), KeepResultMs: milliseconds(o.KeepResult),
+	}
+}
+
+// handOver gives the accept to the queue, and says what became of it.
+func (a Accepter) handOver(ctx context.Context, id message.ID, accept *wire.Accept) (string, error) {
+	refuse := func(code wire.Code, unknown bool, err error) (string, error) {
+		return "", &RefusedError{id: id, code: code, unknown: unknown, err: err}
+	}
+	ctx, cancel := context.WithTimeout(ctx, AcceptWithin)
+	defer cancel()
 	result, err := a.Do(ctx, &wire.Op{Op: &wire.Op_Accept{Accept: accept}})
 	switch {
 	case errors.Is(err, queueclient.ErrFull):

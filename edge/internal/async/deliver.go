@@ -48,7 +48,9 @@ type Options struct {
 	// Open connects to the queue leader. It paces itself when streams it opened do not come to their welcome.
 	Open func(context.Context) (Stream, string, error)
 	// Do hands an operation to the queue leader.
-	Do       Do
+	Do Do
+	// ReadBody reads the body of a call that was accepted in parts, from the queue leader, while ctx lives.
+	ReadBody func(ctx context.Context, id []byte, fence, size uint64) Pieces
 	Replicas *replica.Set
 	Log      *slog.Logger
 }

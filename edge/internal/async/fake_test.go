@@ -36,6 +36,7 @@ type fakeQueue struct {
 	server  *httptest.Server
 	streams chan *fakeStream
 	submit  func(*wire.Op) (*wire.OpResult, error) // an error answers the whole call
+	read    func(*wire.ReadPayloadRequest, func([]byte) error) error
 }
 
 // fakeStream is one Deliver stream, seen from the leader.
@@ -88,6 +89,10 @@ func (q *fakeQueue) Submit(_ context.Context, r *connect.Request[wire.SubmitRequ
 		answer.Results = append(answer.Results, result)
 	}
 	return connect.NewResponse(answer), nil
+}
+
+func (q *fakeQueue) ReadPayload(_ context.Context, r *connect.Request[wire.ReadPayloadRequest], s *connect.ServerStream[wire.ReadPayloadResponse]) error {
+	return q.read(r.Msg, func(data []byte) error { return s.Send(&wire.ReadPayloadResponse{Data: data}) })
 }
 
 func (q *fakeQueue) Deliver(ctx context.Context, conn *connect.BidiStream[wire.DeliverUp, wire.DeliverDown]) error {
@@ -214,6 +219,9 @@ func run(t *testing.T, q *fakeQueue, change ...func(*Options)) *edge {
 		Name: "edge-0", Address: "127.0.0.1:1", MaxHeld: 8, MaxBytes: 64 << 20, Drain: patience, Replicas: set, Log: quiet(),
 		Open: func(ctx context.Context) (Stream, string, error) { return client.Deliver(ctx) },
 		Do:   func(ctx context.Context, op *wire.Op) (*wire.OpResult, error) { return client.Do(ctx, op) },
+		ReadBody: func(ctx context.Context, id []byte, fence, size uint64) Pieces {
+			return client.ReadBody(ctx, id, fence, size)
+		},
 	}
 	for _, f := range change {
 		f(&o)

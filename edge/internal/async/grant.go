@@ -45,6 +45,10 @@ func (d *Deliverer) grant(root context.Context, g *wire.Grant) {
 		return
 	}
 	h := &held{key: k, grant: g, size: int64(max(g.GetSize(), uint64(len(g.GetPayload()))))}
+	whole := int64(len(g.GetPayload())) == h.size
+	if g.GetBodySize() > 0 { // the rest is read while it is sent
+		h.size, whole = int64(len(g.GetPayload()))+bodyBytes, true
+	}
 	switch {
 	case d.draining || d.opts.MaxHeld == 0:
 		d.refuse(released(h, "the edge takes no more calls"))
@@ -52,14 +56,14 @@ func (d *Deliverer) grant(root context.Context, g *wire.Grant) {
 	case len(d.held) >= 2*int(d.opts.MaxHeld): // a leader that forgot our capacity
 		d.refuse(released(h, "the edge holds too many calls"))
 		return
-	case h.size > wire.MaxPayload:
+	case h.size > wire.MaxPayload+bodyBytes || h.size > wire.MaxPayload && g.GetBodySize() == 0:
 		d.refuse(noAnswer(h, "the stored request is larger than an edge takes"))
 		return
 	}
 	h.until = time.Now().Add(limit(g))
 	d.held[k] = h
 	d.bytes += h.size
-	if int64(len(g.GetPayload())) < h.size {
+	if !whole {
 		h.buffer = append(make([]byte, 0, h.size), g.GetPayload()...)
 		g.Payload = nil
 		return

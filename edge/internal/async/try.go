@@ -49,8 +49,12 @@ func (d *Deliverer) try(ctx context.Context, h *held, payload []byte, share *mes
 		message.HeaderLastTry:   {strconv.FormatBool(g.GetMaxTries() > 0 && g.GetTryNumber() >= g.GetMaxTries())},
 		message.HeaderTryNumber: {strconv.FormatUint(uint64(g.GetTryNumber()), 10)},
 	}
-	answer, err := d.transport.SendKeeping(ctx, lease.Address, &request, extra, share)
+	body := d.body(g)
+	answer, err := d.transport.SendKeeping(ctx, lease.Address, &request, body.stored(), extra, share)
 	if err != nil {
+		if reason, ok := d.bodyFailed(ctx, h, body); ok {
+			return noAnswer(h, reason)
+		}
 		if message.Unreachable(err) {
 			lease.Unreachable()
 		}

@@ -31,16 +31,19 @@ const (
 type Async struct {
 	// Accept enqueues a call and returns its id once it is durable. Its error may be a Refusal.
 	Accept func(ctx context.Context, function string, request *wire.StoredRequest, o message.CallOptions) (id string, err error)
+	// AcceptLarge likewise, of a request whose body is not in it and is read from body. Its error may also be one of message.Body's.
+	AcceptLarge func(ctx context.Context, function string, request *wire.StoredRequest, body *message.Rest, o message.CallOptions) (id string, err error)
 	// Do hands an operation to the queue leader.
 	Do func(context.Context, *wire.Op) (*wire.OpResult, error)
 	// GetCall and GetResult read a call, and what its function answered.
 	GetCall   func(context.Context, *wire.GetCallRequest) (*wire.GetCallResponse, error)
 	GetResult func(context.Context, *wire.GetResultRequest) (*wire.GetResultResponse, error)
-	// Budget bounds calls being taken at one time, MaxBody the body of one, in bytes.
-	Budget  *message.Budget
-	MaxBody int64
-	Log     *slog.Logger
-	seldom  *seldom
+	// Budget bounds calls being taken at one time, MaxBody the body of one, in bytes. Uploads bounds those over
+	// wire.MaxInlineBody among them.
+	Budget, Uploads *message.Budget
+	MaxBody         int64
+	Log             *slog.Logger
+	seldom          *seldom
 }
 
 // seldom logs what may happen thousands of times a second once a second, with how often it did.
@@ -94,8 +97,13 @@ func (o Async) accept(w http.ResponseWriter, r *http.Request, in *Request) {
 		return
 	}
 	defer share.Release()
-	body, ok := readBody(w, r, o.MaxBody, share)
-	if !ok {
+	body, rest, err := message.BodyOrRest(w, r, wire.MaxInlineBody, o.MaxBody, share)
+	switch {
+	case err != nil:
+		refuseBody(w, r, err, o.MaxBody)
+		return
+	case rest != nil:
+		o.acceptLarge(w, r, in, rest, options)
 		return
 	}
 	id, err := o.Accept(r.Context(), in.Function.Name(), message.From(r, in.Rest, in.Query, body, in.Caller.ViaProxy), options)
@@ -105,6 +113,34 @@ func (o Async) accept(w http.ResponseWriter, r *http.Request, in *Request) {
 	}
 	w.Header()[message.HeaderElementID] = []string{id}
 	w.WriteHeader(http.StatusAccepted)
+}
+
+// acceptLarge takes a call whose body goes to the queue while it comes.
+func (o Async) acceptLarge(w http.ResponseWriter, r *http.Request, in *Request, body *message.Rest, options message.CallOptions) {
+	defer body.Close()
+	place, err := o.Uploads.Begin()
+	if err != nil {
+		body.Abandon()
+		p := problem.FromCode(wire.Code_CODE_UNAVAILABLE, "This edge is taking as many bodies over 1 MiB as it may at one time (EDGE_ASYNC_UPLOADS). Nothing was done with this one; send it again.")
+		w.Header().Set(headerOutcome, "none")
+		p.Extra = map[string]any{"outcome": "none"}
+		problem.Write(w, p)
+		return
+	}
+	defer place.Release()
+	id, err := o.AcceptLarge(r.Context(), in.Function.Name(), message.From(r, in.Rest, in.Query, nil, in.Caller.ViaProxy), body, options)
+	var refusal Refusal
+	switch {
+	case err == nil:
+		w.Header()[message.HeaderElementID] = []string{id}
+		w.WriteHeader(http.StatusAccepted)
+	case errors.As(err, &refusal):
+		body.Abandon()
+		o.refuse(w, err, options.Key != "")
+	default:
+		body.Abandon()
+		refuseBody(w, r, err, o.MaxBody)
+	}
 }
 
 // refuse says what became of a call that was not accepted, and what the caller can do. keyed: it had an idempotency key.
@@ -131,7 +167,7 @@ func (o Async) refuse(w http.ResponseWriter, err error, keyed bool) {
 			detail = "Nothing was enqueued: the queue is full, or remembers as many idempotency keys as it may. Send the call again later, or without " + message.HeaderIdempotencyKey + "."
 		}
 	case code == wire.Code_CODE_TOO_LARGE:
-		detail = "Nothing was enqueued: the request with its headers is larger than a queued call may be (1 MiB of body, 64 KiB for the rest)."
+		detail = "Nothing was enqueued: the request with its headers is larger than a queued call may be (64 KiB beside a body of up to 1 MiB, 256 KiB beside a larger one)."
 	case code == wire.Code_CODE_CONFLICT:
 		w.Header().Set(headerOutcome, outcome)
 		problem.Write(w, problem.Problem{
@@ -156,9 +192,16 @@ func (o Async) refuse(w http.ResponseWriter, err error, keyed bool) {
 // readBody reads a body within limit and share, or answers why not.
 func readBody(w http.ResponseWriter, r *http.Request, limit int64, share *message.Share) ([]byte, bool) {
 	body, err := message.Body(w, r, limit, share)
+	if err != nil {
+		refuseBody(w, r, err, limit)
+		return nil, false
+	}
+	return body, true
+}
+
+// refuseBody answers why a body was not taken.
+func refuseBody(w http.ResponseWriter, r *http.Request, err error, limit int64) {
 	switch {
-	case err == nil:
-		return body, true
 	case errors.Is(err, message.ErrTooLarge):
 		TooLarge(w, limit)
 	case errors.Is(err, message.ErrFull):
@@ -171,7 +214,6 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, share *messag
 			Detail: "The body broke off or came too slowly; nothing was done with it.",
 		})
 	}
-	return nil, false
 }
 
 // full answers when this edge holds as many bodies as it may.

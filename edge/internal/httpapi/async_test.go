@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -19,6 +21,9 @@ import (
 	"github.com/slimfaas/slimfaas/edge/internal/message"
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
+
+// largest body that these tests' edge takes, in bytes.
+const largest = 3 << 20
 
 const callID = "01990000-0000-7000-8000-00000000abcd"
 
@@ -48,6 +53,7 @@ type asyncBundle struct {
 	call     *wire.Call
 	callErr  error
 	answer   *wire.StoredAnswer
+	streamed int64 // bytes of the last large body
 }
 
 func setupAsync(t *testing.T) *asyncBundle {
@@ -67,6 +73,21 @@ func setupAsync(t *testing.T) *asyncBundle {
 			b.names, b.accepted = append(b.names, function), append(b.accepted, request)
 			return callID, nil
 		},
+		AcceptLarge: func(_ context.Context, _ string, request *wire.StoredRequest, body *message.Rest, _ message.CallOptions) (string, error) {
+			if b.hold != nil {
+				b.hold()
+				return callID, nil
+			}
+			n, err := io.Copy(io.Discard, body)
+			if err != nil {
+				return "", fmt.Errorf("reading it: %w", err)
+			}
+			if b.refuse != nil {
+				return "", b.refuse
+			}
+			b.accepted, b.streamed = append(b.accepted, request), n
+			return callID, nil
+		},
 		Do: func(_ context.Context, op *wire.Op) (*wire.OpResult, error) {
 			b.ops = append(b.ops, op)
 			return b.result, b.doErr
@@ -82,7 +103,7 @@ func setupAsync(t *testing.T) *asyncBundle {
 			}
 			return r, b.callErr
 		},
-		Budget: message.NewBudget(4, 4<<20), MaxBody: 1 << 20, Log: slog.New(slog.DiscardHandler),
+		Budget: message.NewBudget(4, 8<<20), Uploads: message.NewBudget(2, 0), MaxBody: largest, Log: slog.New(slog.DiscardHandler),
 	})
 	return b
 }
@@ -292,15 +313,71 @@ func TestAsyncBodiesAreBounded(t *testing.T) {
 		return w
 	}
 	for _, chunked := range []bool{false, true} {
-		if w := send(1<<20, chunked); w.Code != 202 {
-			t.Errorf("1 MiB, chunked %v: %d %s", chunked, w.Code, w.Body)
+		if w := send(1<<20, chunked); w.Code != 202 || b.streamed != 0 || len(b.accepted[len(b.accepted)-1].GetBody()) != 1<<20 {
+			t.Errorf("1 MiB, chunked %v: %d %s, %d streamed", chunked, w.Code, w.Body, b.streamed)
 		}
-		w := send(1<<20+1, chunked)
+		for _, size := range []int{1<<20 + 1, largest} {
+			if w := send(size, chunked); w.Code != 202 || elementID(w) != callID || b.streamed != int64(size) || len(b.accepted[len(b.accepted)-1].GetBody()) != 0 {
+				t.Errorf("%d bytes, chunked %v: %d %s, %d streamed", size, chunked, w.Code, w.Body, b.streamed)
+			}
+			b.streamed = 0
+		}
+		w := send(largest+1, chunked)
 		wantProblem(t, "one byte more", w, 413)
 		if w.Header().Get("Connection") != "close" {
 			t.Error("the rest of the body would be read")
 		}
 	}
+}
+
+// What a large body comes to is said as for a small one, and its rest is not read.
+func TestALargeBodyIsRefusedInWords(t *testing.T) {
+	t.Parallel()
+	b := setupAsync(t)
+	send := func(from io.Reader) *httptest.ResponseRecorder {
+		r := httptest.NewRequest("POST", "/async-function/fibonacci", from)
+		r.RemoteAddr, r.ContentLength = outsider, 2<<20
+		w := httptest.NewRecorder()
+		b.api.Public().ServeHTTP(w, r)
+		return w
+	}
+	two := func() io.Reader { return io.LimitReader(zeros{}, 2<<20) }
+	for _, c := range []struct {
+		refusal
+		status  int
+		outcome string
+	}{
+		{refusal{wire.Code_CODE_FULL, false}, 429, "none"}, {refusal{wire.Code_CODE_UNAVAILABLE, false}, 503, "none"}, {refusal{wire.Code_CODE_UNKNOWN, true}, 503, "unknown"},
+	} {
+		b.refuse = c.refusal
+		w := send(two())
+		if p := wantProblem(t, "refused", w, c.status); p["outcome"] != c.outcome || w.Header().Get("Retry-After") == "" || w.Header().Get("Connection") != "close" {
+			t.Errorf("%v: %v %v", c.refusal, p, w.Header())
+		}
+	}
+	b.refuse = nil
+	wantProblem(t, "broken off", send(io.MultiReader(strings.NewReader("begin"), iotest.ErrReader(io.ErrUnexpectedEOF))), 400)
+
+	release, under := make(chan struct{}), make(chan struct{}, 2)
+	b.hold = func() {
+		under <- struct{}{}
+		<-release
+	}
+	var uploads sync.WaitGroup
+	for range 2 {
+		uploads.Go(func() {
+			if w := send(two()); w.Code != 202 {
+				t.Errorf("%d %s", w.Code, w.Body)
+			}
+		})
+		<-under
+	}
+	w := send(iotest.ErrReader(errors.New("nobody is to read this")))
+	if p := wantProblem(t, "a third upload of two", w, 503); p["outcome"] != "none" || w.Header().Get("Retry-After") == "" || w.Header().Get("Connection") != "close" {
+		t.Errorf("%v %v", p, w.Header())
+	}
+	close(release)
+	uploads.Wait()
 }
 
 type zeros struct{}

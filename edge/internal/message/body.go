@@ -32,6 +32,9 @@ func NewBudget(maxCalls, maxBytes int64) *Budget {
 	return &Budget{maxCalls: maxCalls, maxBytes: maxBytes}
 }
 
+// Calls is how many requests have a place.
+func (b *Budget) Calls() int64 { return b.calls.Load() }
+
 // Share is what one request has taken from a Budget. Give it back with Release. Not safe for concurrent use.
 type Share struct {
 	of    *Budget
@@ -83,6 +86,99 @@ func Body(w http.ResponseWriter, r *http.Request, limit int64, share *Share) ([]
 	}
 	return body, err
 }
+
+// BodyOrRest reads the body of a request as Body does, if it has at most inline bytes. Of a larger one, up to limit, it gives what
+// is still to be read, with what was read already in front of it.
+func BodyOrRest(w http.ResponseWriter, r *http.Request, inline, limit int64, share *Share) ([]byte, *Rest, error) {
+	if inline >= limit || r.Body == nil || r.ContentLength >= 0 && r.ContentLength <= inline {
+		body, err := Body(w, r, limit, share)
+		return body, nil, err
+	}
+	if r.ContentLength > limit {
+		w.Header().Set("Connection", "close")
+		return nil, nil, ErrTooLarge
+	}
+	rest := newRest(w, r, limit)
+	if r.ContentLength > inline {
+		return nil, rest, nil
+	}
+	var body []byte
+	for int64(len(body)) <= inline {
+		if len(body) == cap(body) {
+			if err := share.Take(readStep); err != nil {
+				rest.Close()
+				return nil, nil, rest.fail(err)
+			}
+			body = append(make([]byte, 0, cap(body)+readStep), body...)
+		}
+		n, err := rest.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
+		switch {
+		case errors.Is(err, io.EOF):
+			rest.Close()
+			return body, nil, nil
+		case err != nil:
+			rest.Close()
+			return nil, nil, err
+		}
+	}
+	rest.begin = body
+	return nil, rest, nil
+}
+
+// Rest is a body that is read while it comes: errors are ErrTooLarge, or that it broke off or came too slowly.
+type Rest struct {
+	w       http.ResponseWriter
+	control *http.ResponseController
+	from    io.Reader
+	begin   []byte    // read already
+	slow    time.Time // a Read that has not come to its end by then is too slow; zero: none
+}
+
+func newRest(w http.ResponseWriter, r *http.Request, limit int64) *Rest {
+	return &Rest{w: w, control: http.NewResponseController(w), from: http.MaxBytesReader(w, r.Body, limit)}
+}
+
+// Within gives the reads from now on so long together: a caller that sends a byte now and then holds nothing for ever.
+func (r *Rest) Within(t time.Duration) { r.slow = time.Now().Add(t) }
+
+// Read implements io.Reader.
+func (r *Rest) Read(p []byte) (int, error) {
+	if len(r.begin) > 0 {
+		n := copy(p, r.begin)
+		if r.begin = r.begin[n:]; len(r.begin) == 0 {
+			r.begin = nil // lets it go
+		}
+		return n, nil
+	}
+	deadline := time.Now().Add(bodyIdle)
+	if !r.slow.IsZero() && r.slow.Before(deadline) {
+		deadline = r.slow
+	}
+	_ = r.control.SetReadDeadline(deadline)
+	n, err := r.from.Read(p)
+	var large *http.MaxBytesError
+	switch {
+	case err == nil, errors.Is(err, io.EOF):
+		return n, err
+	case errors.As(err, &large):
+		return n, r.fail(ErrTooLarge)
+	default:
+		return n, r.fail(fmt.Errorf("reading the request body: %w", err))
+	}
+}
+
+// fail closes the connection behind the answer, so that the rest is never read.
+func (r *Rest) fail(err error) error {
+	r.w.Header().Set("Connection", "close")
+	return err
+}
+
+// Abandon says that the rest is not wanted: the connection is closed behind the answer.
+func (r *Rest) Abandon() { _ = r.fail(nil) }
+
+// Close takes the deadline back: without one left behind, net/http watches for the caller's going away again.
+func (r *Rest) Close() { _ = r.control.SetReadDeadline(time.Time{}) }
 
 func read(w http.ResponseWriter, r *http.Request, limit int64, share *Share) ([]byte, error) {
 	if r.ContentLength > 0 {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 	"net/http"
 	"strconv"
 	"time"
@@ -70,8 +71,24 @@ func duration(text string) (time.Duration, bool) {
 // Fingerprint tells a repeat of a request from another one under the same idempotency key: method, path, query, what the body is
 // and the body. Headers that differ from one sending to the next (dates, traces, tokens) do not count.
 func Fingerprint(r *wire.StoredRequest) [wire.RequestHashSize]byte {
-	h := sha256.New()
-	write := func(part []byte) {
+	h, write := fingerprint(r)
+	write(r.GetBody())
+	return [wire.RequestHashSize]byte(h.Sum(nil))
+}
+
+// FingerprintOf is Fingerprint of a request whose body is not in it: only its length and SHA-256 are known. It is never that of a
+// request with its body.
+func FingerprintOf(r *wire.StoredRequest, size uint64, body [sha256.Size]byte) [wire.RequestHashSize]byte {
+	h, write := fingerprint(r)
+	write([]byte("body elsewhere"))
+	write(binary.BigEndian.AppendUint64(body[:], size))
+	return [wire.RequestHashSize]byte(h.Sum(nil))
+}
+
+// fingerprint of all but the body; write adds to it.
+func fingerprint(r *wire.StoredRequest) (h hash.Hash, write func([]byte)) {
+	h = sha256.New()
+	write = func(part []byte) {
 		_, _ = h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(part)))) // a hash never fails
 		_, _ = h.Write(part)
 	}
@@ -88,6 +105,5 @@ func Fingerprint(r *wire.StoredRequest) [wire.RequestHashSize]byte {
 		}
 		write(nil)
 	}
-	write(r.GetBody())
-	return [wire.RequestHashSize]byte(h.Sum(nil))
+	return h, write
 }

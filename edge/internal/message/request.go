@@ -100,7 +100,7 @@ func has(stored *wire.StoredRequest, name string) bool {
 
 // outgoing builds the request to the replica at address (host:port). Path and query go out byte for byte. It is built so that
 // net/http never sends it a second time by itself.
-func outgoing(ctx context.Context, address string, stored *wire.StoredRequest) (*http.Request, error) {
+func outgoing(ctx context.Context, address string, stored *wire.StoredRequest, elsewhere *StoredBody) (*http.Request, error) {
 	target, err := target(address, stored.GetPath(), stored.GetQuery())
 	if err != nil {
 		return nil, err
@@ -124,7 +124,10 @@ func outgoing(ctx context.Context, address string, stored *wire.StoredRequest) (
 	if _, ok := req.Header["User-Agent"]; !ok {
 		req.Header["User-Agent"] = []string{""} // none, instead of Go's own
 	}
-	if body := stored.GetBody(); len(body) > 0 {
+	if elsewhere != nil {
+		req.ContentLength = elsewhere.Size
+		req.Body = elsewhere.Open(ctx)
+	} else if body := stored.GetBody(); len(body) > 0 {
 		req.ContentLength = int64(len(body))
 		req.Body = io.NopCloser(bytes.NewReader(body))
 	} else if replayed[req.Method] {

@@ -57,16 +57,23 @@ type Answer struct {
 // waited for). The headers decide: a body that breaks off or outlives ctx changes nothing. extra (may be nil) is set over the
 // request's own headers, in the case given.
 func (t *Transport) Send(ctx context.Context, address string, request *wire.StoredRequest, extra http.Header) (Answer, error) {
-	return t.SendKeeping(ctx, address, request, extra, nil)
+	return t.SendKeeping(ctx, address, request, nil, extra, nil)
 }
 
-// SendKeeping is Send, and keeps the answer with a body of at most wire.MaxAnswerBody within share, which has it from then on. A
+// StoredBody is a body that is not in its request, and never in memory as a whole: it is read while it is sent.
+type StoredBody struct {
+	Size int64 // over 0
+	// Open gives it from its beginning. The reader is closed, perhaps after Send has returned, and ends with ctx.
+	Open func(ctx context.Context) io.ReadCloser
+}
+
+// SendKeeping is Send, with a body from elsewhere unless it is nil, and keeps the answer with a body of at most wire.MaxAnswerBody within share, which has it from then on. A
 // nil share keeps nothing.
 func (t *Transport) SendKeeping(
-	ctx context.Context, address string, request *wire.StoredRequest, extra http.Header, share *Share,
+	ctx context.Context, address string, request *wire.StoredRequest, body *StoredBody, extra http.Header, share *Share,
 ) (Answer, error) {
 	for attempt := 0; ; attempt++ {
-		answer, unsent, err := t.send(ctx, address, request, extra, share)
+		answer, unsent, err := t.send(ctx, address, request, body, extra, share)
 		// An idle connection that the function had closed: not a byte went out, so this is still the first time.
 		if err != nil && unsent && attempt < idlePerReplica && ctx.Err() == nil {
 			continue
@@ -76,14 +83,16 @@ func (t *Transport) SendKeeping(
 }
 
 // send reports unsent when it failed on a reused connection before a byte was written to it.
-func (t *Transport) send(ctx context.Context, address string, request *wire.StoredRequest, extra http.Header, share *Share) (Answer, bool, error) {
+func (t *Transport) send(
+	ctx context.Context, address string, request *wire.StoredRequest, body *StoredBody, extra http.Header, share *Share,
+) (Answer, bool, error) {
 	notSent := func() bool { return false }
 	trace := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
 		if conn, ok := info.Conn.(*dial.Conn); ok && info.Reused {
 			notSent = conn.Request(true)
 		}
 	}}
-	req, err := outgoing(httptrace.WithClientTrace(ctx, trace), address, request)
+	req, err := outgoing(httptrace.WithClientTrace(ctx, trace), address, request, body)
 	if err != nil {
 		return Answer{}, false, err
 	}

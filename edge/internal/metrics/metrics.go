@@ -14,6 +14,8 @@ type Collector struct {
 	BusOverruns  func() uint64
 	// Delivery is the session in the queue (0: none) and how many tries are held.
 	Delivery func() (session uint64, held int)
+	// Uploads is how many bodies over 1 MiB are being taken.
+	Uploads func() int64
 }
 
 var _ prometheus.Collector = (*Collector)(nil)
@@ -28,6 +30,7 @@ var (
 	busUp      = gauge("slimfaas_edge_bus_connected", "1 while this edge has a connection to the bus.")
 	session    = gauge("slimfaas_edge_session", "This edge's session in the queue; 0 while it has none.")
 	held       = gauge("slimfaas_edge_tries_held", "Async tries this edge holds.")
+	uploads    = gauge("slimfaas_edge_uploads", "Bodies over 1 MiB that this edge is taking.")
 	overruns   = prometheus.NewDesc("slimfaas_edge_bus_overruns_total", "How often messages of the bus were dropped because they were taken too slowly.", nil, nil)
 )
 
@@ -37,7 +40,7 @@ func gauge(name, help string, labels ...string) *prometheus.Desc {
 
 // Describe implements prometheus.Collector.
 func (c *Collector) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{inFlight, parked, streams, deliveries, epoch, functions, busUp, session, held, overruns} {
+	for _, d := range []*prometheus.Desc{inFlight, parked, streams, deliveries, epoch, functions, busUp, session, held, uploads, overruns} {
 		to <- d
 	}
 }
@@ -65,5 +68,6 @@ func (c *Collector) Collect(to chan<- prometheus.Metric) {
 	id, tries := c.Delivery()
 	put(session, float64(id))
 	put(held, float64(tries))
+	put(uploads, float64(c.Uploads()))
 	to <- prometheus.MustNewConstMetric(overruns, prometheus.CounterValue, float64(c.BusOverruns()))
 }

@@ -30,6 +30,8 @@ const (
 	maxOps = 2 * wire.MaxBatchOps
 	// maxMessage one request may have, in bytes: a batch or one accept with the largest payload, and names.
 	maxMessage = wire.MaxPayload + wire.MaxBatchBytes
+	// maxUploads under way, all edges together: records of them are in memory.
+	maxUploads = 4096
 	// maxName of a function, session or lock, in bytes.
 	maxName = 253
 )
@@ -59,6 +61,8 @@ type Node interface {
 	Payload(seq uint64) ([]byte, error)
 	// Refusal is why no calls are accepted now (the disk is nearly full), for people; empty: they are.
 	Refusal() string
+	// Part reads one part of the body at this place.
+	Part(place uint64, number uint32) ([]byte, error)
 	// Cluster describes members and leader as this node sees them, without the installation.
 	Cluster() *wire.ClusterResponse
 }
@@ -82,7 +86,9 @@ type Config struct {
 	MaxUnfinished uint64
 	// MaxKeys is how many idempotency keys are remembered; over it accepts with a new one are refused. 0: no limit.
 	MaxKeys uint64
-	Log     *slog.Logger
+	// MaxUploadBytes of bodies whose calls are not accepted yet, all edges together; over it parts are refused. 0: no limit.
+	MaxUploadBytes uint64
+	Log            *slog.Logger
 }
 
 // Server answers the RPC of one node.
@@ -151,18 +157,19 @@ func (s *Server) failed(err error) error {
 type guard struct{}
 
 var allowed = map[string][]string{
-	wireconnect.QueueServiceSubmitProcedure:    {RoleEdge, RoleScaler, RoleQueue},
-	wireconnect.QueueServiceDeliverProcedure:   {RoleEdge},
-	wireconnect.QueueServiceHeartbeatProcedure: {RoleScaler},
-	wireconnect.QueueServiceGetCallProcedure:   {RoleEdge, RoleScaler, RoleQueue},
-	wireconnect.QueueServiceGetResultProcedure: {RoleEdge},
-	wireconnect.QueueServiceListDeadProcedure:  {RoleEdge},
-	wireconnect.QueueServiceRedriveProcedure:   {RoleEdge},
-	wireconnect.QueueServicePurgeProcedure:     {RoleEdge},
-	wireconnect.QueueServiceFactsProcedure:     {RoleEdge, RoleScaler, RoleQueue},
-	wireconnect.QueueServiceDemandProcedure:    {RoleEdge, RoleScaler, RoleQueue},
-	wireconnect.QueueServiceClusterProcedure:   {RoleEdge, RoleScaler, RoleQueue},
-	wireconnect.TableServicePullProcedure:      {RoleEdge, RoleScaler, RoleQueue},
+	wireconnect.QueueServiceSubmitProcedure:      {RoleEdge, RoleScaler, RoleQueue},
+	wireconnect.QueueServiceDeliverProcedure:     {RoleEdge},
+	wireconnect.QueueServiceHeartbeatProcedure:   {RoleScaler},
+	wireconnect.QueueServiceGetCallProcedure:     {RoleEdge, RoleScaler, RoleQueue},
+	wireconnect.QueueServiceGetResultProcedure:   {RoleEdge},
+	wireconnect.QueueServiceListDeadProcedure:    {RoleEdge},
+	wireconnect.QueueServiceRedriveProcedure:     {RoleEdge},
+	wireconnect.QueueServicePurgeProcedure:       {RoleEdge},
+	wireconnect.QueueServiceFactsProcedure:       {RoleEdge, RoleScaler, RoleQueue},
+	wireconnect.QueueServiceDemandProcedure:      {RoleEdge, RoleScaler, RoleQueue},
+	wireconnect.QueueServiceClusterProcedure:     {RoleEdge, RoleScaler, RoleQueue},
+	wireconnect.QueueServiceReadPayloadProcedure: {RoleEdge},
+	wireconnect.TableServicePullProcedure:        {RoleEdge, RoleScaler, RoleQueue},
 
 	wireconnect.AdminServiceNodeProcedure:          {RoleQueue},
 	wireconnect.AdminServiceAddMemberProcedure:     {RoleQueue},

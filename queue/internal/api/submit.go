@@ -72,6 +72,12 @@ func (b *submission) add(ctx context.Context, ops []*wire.Op, i int) (n int, err
 		return b.accept(op.Accept, ops, i), nil
 	case *wire.Op_AcceptFrame:
 		b.refuse(i, 1, wire.Code_CODE_INVALID, "frame does not follow its accept")
+	case *wire.Op_PutPart:
+		b.putPart(op.PutPart, i)
+	case *wire.Op_DropUpload:
+		if id, ok := b.id(op.DropUpload.GetId(), i, 1); ok {
+			b.propose(command.DropUpload{ID: id}, owner{first: i, count: 1})
+		}
 	case *wire.Op_Callback:
 		return 1, b.callback(ctx, op.Callback, i)
 	case *wire.Op_Cancel:
@@ -187,7 +193,11 @@ func (b *submission) accept(a *wire.Accept, ops []*wire.Op, i int) (n int) {
 	if a.GetSize() != 0 && a.GetSize() != uint64(len(payload)) {
 		return refuse(wire.Code_CODE_INVALID, fmt.Sprintf("payload is announced with %d bytes and has %d", a.GetSize(), len(payload)))
 	}
-	b.propose(command.Accept{ID: id, Function: a.GetFunction(), Payload: payload, AcceptOptions: options}, owner{first: i, count: n})
+	body := command.Body{Parts: a.GetParts(), Size: a.GetBodySize(), Sum: a.GetBodySum()}
+	if (body.Parts == 0) != (body.Size == 0) || body.Parts == 0 && body.Sum != 0 {
+		return refuse(wire.Code_CODE_INVALID, "parts and size of the body do not go together")
+	}
+	b.propose(command.Accept{ID: id, Function: a.GetFunction(), Payload: payload, AcceptOptions: options, Body: body}, owner{first: i, count: n})
 	return n
 }
 
@@ -303,6 +313,10 @@ func (b *submission) refuseWhenFull() {
 		unfinished, _, _ := m.Sizes()
 		kept := 0
 		for i, c := range b.commands {
+			if p, ok := c.(command.PutPart); ok && p.Number == 0 && uint64(unfinished) >= limit {
+				b.refuse(b.owners[i].first, b.owners[i].count, wire.Code_CODE_FULL, fmt.Sprintf("%d calls wait already, the limit is %d", unfinished, limit))
+				continue // before the caller has sent the rest of it
+			}
 			if a, ok := c.(command.Accept); ok {
 				if !m.Known(a) && uint64(unfinished) >= limit {
 					b.refuse(b.owners[i].first, b.owners[i].count, wire.Code_CODE_FULL, fmt.Sprintf("%d calls wait already, the limit is %d", unfinished, limit))

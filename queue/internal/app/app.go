@@ -67,7 +67,9 @@ type Config struct {
 	Limits        dispatch.Limits
 	MaxUnfinished uint64 // calls in the queue; 0: no limit
 	MaxKeys       uint64 // idempotency keys remembered; 0: no limit
-	Log           *slog.Logger
+	// MaxUploadBytes of bodies whose calls are not accepted yet; 0: no limit.
+	MaxUploadBytes uint64
+	Log            *slog.Logger
 }
 
 // Guard of a node against its disk; zero values are raftnode's defaults.
@@ -149,7 +151,7 @@ func New(ctx context.Context, c Config) (_ *App, err error) {
 		Node: c.Name, Log: a.node, Table: functions{a.table}, Bus: a.client, Limits: c.Limits, NotLeader: cluster.notLeader, Logger: a.log,
 	})
 	service := api.New(api.Config{
-		Name: c.Name, Node: cluster, Dispatcher: a.dispatcher, Table: a.table, Tokens: a.secrets.tokens, MaxUnfinished: c.MaxUnfinished, MaxKeys: c.MaxKeys, Log: a.log,
+		Name: c.Name, Node: cluster, Dispatcher: a.dispatcher, Table: a.table, Tokens: a.secrets.tokens, MaxUnfinished: c.MaxUnfinished, MaxKeys: c.MaxKeys, MaxUploadBytes: c.MaxUploadBytes, Log: a.log,
 	})
 	a.follow(links.pull)
 	admin := api.NewAdmin(api.AdminConfig{

@@ -10,10 +10,10 @@ import (
 // Version is the newest encoding, the first byte of an entry; every older one is read. An entry is written in the oldest version
 // that has all its kinds, so that nodes of two releases understand one another until something new is used. A node that reads
 // a newer one stops before it applies anything.
-const Version = 2
+const Version = 3
 
 // lastKind of each version, by version.
-var lastKind = [Version + 1]kind{1: kindSetInstallation, 2: kindForgetWith}
+var lastKind = [Version + 1]kind{1: kindSetInstallation, 2: kindForgetWith, 3: kindDropUpload}
 
 // Limits of one entry, checked by the encoder and the decoder alike.
 const (
@@ -71,9 +71,18 @@ const (
 	kindRedrive
 	kindPurge
 	kindForgetWith
+
+	// Since version 3.
+
+	kindAcceptBody
+	kindPutPart
+	kindDropUpload
 )
 
 func (c Accept) kind() kind {
+	if c.Body != (Body{}) {
+		return kindAcceptBody
+	}
 	if c.AcceptOptions != (AcceptOptions{}) {
 		return kindAcceptWith
 	}
@@ -96,6 +105,8 @@ func (c Forget) kind() kind {
 
 func (Grant) kind() kind           { return kindGrant }
 func (Bury) kind() kind            { return kindBury }
+func (PutPart) kind() kind         { return kindPutPart }
+func (DropUpload) kind() kind      { return kindDropUpload }
 func (Redrive) kind() kind         { return kindRedrive }
 func (Purge) kind() kind           { return kindPurge }
 func (Cancel) kind() kind          { return kindCancel }
@@ -152,10 +163,26 @@ func EncodeCommand(c Command) ([]byte, error) {
 		w.b = make([]byte, commandHeader, commandHeader+len(c.Payload)+len(c.Function)+32)
 		w.id(c.ID)
 		w.text(c.Function, MaxName)
-		if c.kind() == kindAcceptWith {
+		if k := c.kind(); k != kindAccept {
 			w.options(c.AcceptOptions)
+			if k == kindAcceptBody {
+				w.uint(uint64(c.Body.Parts))
+				w.uint(c.Body.Size)
+				w.uint(uint64(c.Body.Sum))
+			}
 		}
 		w.b = append(w.b, c.Payload...)
+	case PutPart:
+		w.b = make([]byte, commandHeader, commandHeader+len(c.Data)+64)
+		w.id(c.ID)
+		w.uint(c.Session)
+		w.uint(uint64(c.Number))
+		w.uint(c.MaxBytes)
+		w.uint(c.MaxUploads)
+		w.b = append(w.b, c.Data...)
+	case DropUpload:
+		w.id(c.ID)
+		w.uint(c.Index)
 	case Grant:
 		w.id(c.ID)
 		w.uint(c.Session)
@@ -272,13 +299,22 @@ func decodeCommand(k kind, body []byte) (Command, error) {
 	r := reader{b: body}
 	var c Command
 	switch k {
-	case kindAccept, kindAcceptWith:
+	case kindAccept, kindAcceptWith, kindAcceptBody:
 		a := Accept{ID: r.id(), Function: r.text(MaxName)}
-		if k == kindAcceptWith {
+		if k != kindAccept {
 			a.AcceptOptions = r.options()
+		}
+		if k == kindAcceptBody {
+			a.Body = Body{Parts: r.uint32(), Size: r.uint(), Sum: r.uint32()}
 		}
 		a.Payload, r.b = r.b, nil
 		c = a
+	case kindPutPart:
+		p := PutPart{ID: r.id(), Session: r.uint(), Number: r.uint32(), MaxBytes: r.uint(), MaxUploads: r.uint()}
+		p.Data, r.b = r.b, nil
+		c = p
+	case kindDropUpload:
+		c = DropUpload{ID: r.id(), Index: r.uint()}
 	case kindGrant:
 		c = Grant{ID: r.id(), Session: r.uint(), Replica: r.text(MaxName), MaxTries: r.uint32()}
 	case kindFinish, kindFinishWith:

@@ -34,6 +34,10 @@ func everyKind() []Command {
 		Redrive{DeadCalls{Function: "f", ID: id}},
 		Purge{DeadCalls{Function: "f", UpTo: 9, Limit: 8}},
 		Forget{BeforeUnixMs: 1, DeadKeepCount: 5},
+		Accept{ID: id, Function: "f", Payload: []byte("head"), Body: Body{Parts: 3, Size: 9, Sum: 1 << 31}},
+		Accept{ID: id, Function: "f", Payload: []byte{}, Body: Body{Parts: 1, Size: 1}, AcceptOptions: AcceptOptions{KeepResultMs: 3}},
+		PutPart{ID: id, Session: 12, Number: 7, MaxBytes: 1 << 30, MaxUploads: 4096, Data: []byte("part")},
+		DropUpload{ID: id, Index: 99},
 	}
 }
 
@@ -63,7 +67,10 @@ func TestAnEntryHasTheOldestVersionThatCanSayIt(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := byte(1)
-		if c.kind() > kindSetInstallation {
+		switch k := c.kind(); {
+		case k > kindForgetWith:
+			want = 3
+		case k > kindSetInstallation:
 			want = 2
 		}
 		if entry[0] != want {
@@ -77,6 +84,13 @@ func TestAnEntryHasTheOldestVersionThatCanSayIt(t *testing.T) {
 	entry[0] = 1
 	if _, err := Decode(entry); !errors.Is(err, ErrMalformed) {
 		t.Errorf("a kind of version 2 in an entry of version 1: %v", err)
+	}
+	if entry, err = Encode(Batch{Commands: []Command{PutPart{Data: []byte("part")}}}); err != nil {
+		t.Fatal(err)
+	}
+	entry[0] = 2
+	if _, err := Decode(entry); !errors.Is(err, ErrMalformed) {
+		t.Errorf("a kind of version 3 in an entry of version 2: %v", err)
 	}
 	entry[0] = Version + 1
 	var version VersionError
@@ -104,7 +118,7 @@ func TestPayloadIsASliceOfTheEntry(t *testing.T) {
 
 func TestDamageIsATypedError(t *testing.T) {
 	t.Parallel()
-	good, err := Encode(Batch{NowUnixMs: 1, Commands: everyKind()}) // version 2: a flipped bit gives another
+	good, err := Encode(Batch{NowUnixMs: 1, Commands: everyKind()})
 	if err != nil {
 		t.Fatal(err)
 	}

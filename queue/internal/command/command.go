@@ -30,6 +30,36 @@ type Accept struct {
 	Function string
 	Payload  []byte // opaque StoredRequest; goes to the store, never into the index
 	AcceptOptions
+	// Body was put before, under this ID; the payload is the request without it. Zero: the payload is all there is. An upload that
+	// is not exactly this is a conflict.
+	Body Body
+}
+
+// Body of a call that was put in parts.
+type Body struct {
+	Parts uint32 // 0: there is none
+	Size  uint64 // of all parts together, in bytes
+	Sum   uint32 // CRC-32C of all parts together, as the edge counted it; the state machine takes it as it is
+}
+
+// PutPart stores one part of a body under the id of the call that will be accepted with it. Parts come in order and are as large
+// as the first, but for the last. One that is there already is answered as repeated; one that does not follow the last is a
+// conflict; a session that is not live is stale.
+type PutPart struct {
+	ID      ID
+	Session uint64 // owner: what it has not accepted goes with it
+	Number  uint32 // 0 begins the upload
+	// MaxBytes of all unfinished uploads together, MaxUploads how many there may be: over them the part is refused (full). 0: no limit.
+	MaxBytes, MaxUploads uint64
+	Data                 []byte // goes to the store, never into the index
+}
+
+// DropUpload forgets an upload that no accept has taken.
+type DropUpload struct {
+	ID ID
+	// Index of the entry with the last part, as the proposer knows it: an upload that has moved on since stays (conflict). 0: whatever
+	// it is.
+	Index uint64
 }
 
 // AcceptOptions are what a caller may ask for. The zero value asks for nothing.

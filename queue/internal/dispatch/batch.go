@@ -13,10 +13,11 @@ const maxCommands = 512
 
 // batch is one proposal of the office: ends of tries first, so that the grants behind them may use their slots.
 type batch struct {
-	commands []command.Command // of finishes, sessions, expired calls, grants, in this order
+	commands []command.Command // of finishes, sessions, expired calls, abandoned uploads, grants, in this order
 	finishes []*run
 	sessions []*session
 	overdue  []overdue
+	drops    []*uploading
 	grants   []*pending
 }
 
@@ -46,6 +47,9 @@ func (o *office) batch(now time.Time) batch {
 		b.commands = append(b.commands, command.Bury{ID: c.id, Error: expired})
 	}
 	o.overdue = rest(o.overdue, n)
+
+	drops, commands := o.uploads.take(maxCommands - len(b.commands))
+	b.drops, b.commands = drops, append(b.commands, commands...)
 
 	n = min(len(o.burials), maxCommands-len(b.commands))
 	b.grants = append(b.grants, o.burials[:n]...)
@@ -128,7 +132,8 @@ func (o *office) committed(b batch, results []fsm.Result, now time.Time) {
 	}
 	results = results[len(b.sessions):]
 	// A call that was not buried runs, or has ended in another way: its next wait is looked at anew.
-	results = results[len(b.overdue):]
+	// An upload that was not dropped has moved on, or is gone.
+	results = results[len(b.overdue)+len(b.drops):]
 	for i, p := range b.grants {
 		if results[i].Code != fsm.OK {
 			o.takeBack(p, results[i].Code == fsm.Stale)
@@ -166,6 +171,7 @@ func (o *office) failed(b batch) {
 		}
 	}
 	o.overdue = append(o.overdue, b.overdue...)
+	o.uploads.failed(b.drops)
 	for _, p := range b.grants {
 		o.takeBack(p, true)
 	}

@@ -9,6 +9,7 @@ type Limits struct {
 	KeepFinished   uint64        // succeeded and cancelled calls at most; 0: no limit
 	KeepDead       uint64        // dead calls at most; 0: no limit
 	OrphanDeadAge  time.Duration // calls of a function that left the table are dead after this
+	UploadIdle     time.Duration // an upload without a new part is dropped after this; 0: 60 s
 	HousekeepEvery time.Duration // 0: 30 s
 }
 
@@ -22,6 +23,9 @@ func (l Limits) complete() Limits {
 	}
 	if l.OrphanDeadAge <= 0 {
 		l.OrphanDeadAge = 24 * time.Hour
+	}
+	if l.UploadIdle <= 0 {
+		l.UploadIdle = time.Minute
 	}
 	if l.HousekeepEvery <= 0 {
 		l.HousekeepEvery = 30 * time.Second

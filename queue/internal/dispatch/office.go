@@ -35,7 +35,8 @@ type office struct {
 	ages      heap[overdue]           // calls with a maximum age, by its end
 	aging     map[command.ID]struct{} // those of them that have not ended
 	agesAt    time.Time               // when the first is over
-	expiry    time.Time               // no session can expire before; zero: look now
+	uploads   uploads
+	expiry    time.Time // no session can expire before; zero: look now
 
 	flipped    bool   // a count left or reached zero since the last demand report
 	facts      uint64 // index of the last change of an override not yet announced; 0: none
@@ -71,6 +72,7 @@ func newOffice(m *fsm.Machine, now time.Time, settingsOf func(string) (Function,
 		ages:       heap[overdue]{before: func(a, b overdue) bool { return a.at < b.at }},
 		flipped:    true,
 		limits:     limits,
+		uploads:    newUploads(m, now, limits.UploadIdle),
 		settingsOf: settingsOf,
 	}
 	for _, s := range m.Sessions() {
@@ -99,6 +101,8 @@ func (o *office) apply(index uint64, changes []fsm.Change, now time.Time) {
 			o.changeSession(*c.Session, now)
 		case fsm.TopicOverride:
 			o.facts = index
+		case fsm.TopicUpload:
+			o.uploads.change(*c.Upload, now)
 		}
 	}
 }
@@ -334,6 +338,7 @@ func (o *office) tick(now time.Time) {
 		o.look(w.lane)
 	}
 	o.tickAges(now)
+	o.uploads.tick(now)
 	if !o.expiry.After(now) {
 		o.expire(now)
 	}
@@ -366,6 +371,9 @@ func (o *office) next() time.Time {
 	}
 	if o.ages.size() > 0 {
 		at = earlier(at, o.agesAt)
+	}
+	if len(o.uploads.by) > 0 {
+		at = earlier(at, o.uploads.next)
 	}
 	return at
 }

@@ -211,11 +211,17 @@ func (d *Dispatcher) sendGrant(o *office, r *run, send func(*wire.DeliverDown) e
 	}
 	defer d.with(o, func(now time.Time) { o.wasSent(r, now) })
 	head := payload[:min(len(payload), wire.MaxFrame)]
-	err = send(&wire.DeliverDown{Down: &wire.DeliverDown_Grant{Grant: &wire.Grant{
+	grant := &wire.Grant{
 		Id: r.ID[:], Function: r.Function, Fence: r.Fence, Replica: r.Replica,
 		DeadlineMs: uint64(allowed.Milliseconds()), TryNumber: r.Tries, MaxTries: max(r.MaxTries, r.Tries),
 		Payload: head, Size: uint64(len(payload)), KeepResult: r.KeepResult,
-	}}})
+	}
+	if r.Body != nil { // which the edge reads for itself, at its function's pace
+		head = payload
+		grant.Payload, grant.BodySize, grant.BodySum = payload, r.Body.Size, r.Body.Sum
+		grant.Size += r.Body.Size // an edge of a release that knows no such bodies waits for it, and calls nobody without
+	}
+	err = send(&wire.DeliverDown{Down: &wire.DeliverDown_Grant{Grant: grant}})
 	for at := len(head); err == nil && at < len(payload); {
 		piece := payload[at:min(len(payload), at+wire.MaxFrame)]
 		err = send(&wire.DeliverDown{Down: &wire.DeliverDown_GrantFrame{GrantFrame: &wire.GrantFrame{

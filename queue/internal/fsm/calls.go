@@ -20,8 +20,15 @@ func (a *application) accept(c command.Accept) Result {
 	if c.Function == "" {
 		return Result{Code: Invalid, Detail: "function is empty"}
 	}
+	body, refusal := a.uploaded(c)
+	if refusal != nil && !a.Known(c) { // a repeat under its key needs no body
+		return *refusal
+	}
 	if c.Key != "" {
 		if known := a.useKey(c); known != nil {
+			if known.Repeated && body != nil {
+				a.dropUpload(body)
+			}
 			return *known
 		}
 	}
@@ -41,8 +48,12 @@ func (a *application) accept(c command.Accept) Result {
 		payload = []byte{} // nil would delete
 	}
 	a.put(BucketPayload, numberKey(added.seq), payload)
-	if c.ExpireUnixMs != 0 || c.KeepResultMs != 0 {
+	if c.ExpireUnixMs != 0 || c.KeepResultMs != 0 || body != nil {
 		added.extras = &extras{expire: c.ExpireUnixMs, keepFor: c.KeepResultMs}
+	}
+	if body != nil {
+		added.extras.body = &Body{Place: body.place, Parts: body.parts, Part: body.part, Size: body.size, Sum: c.Body.Sum}
+		a.endUpload(body)
 	}
 	if c.NotBeforeUnixMs > a.now {
 		added.nextTry = c.NotBeforeUnixMs
@@ -61,7 +72,7 @@ func (a *application) grant(c command.Grant) Result {
 	if granted.state != Queued && granted.state != Waiting {
 		return Result{Code: Conflict, Detail: "call is neither queued nor waiting"}
 	}
-	if s, ok := a.sessions[c.Session]; !ok || s.Vanished {
+	if !a.live(c.Session) {
 		return Result{Code: Stale, Detail: "session is not live"}
 	}
 	granted.try = &try{
@@ -161,7 +172,7 @@ func (a *application) end(c *call, state State) {
 	c.ended = a.ended
 	a.unfinished.remove(c)
 	if state != Dead {
-		a.remove(BucketPayload, numberKey(c.seq))
+		a.removePayload(c)
 	}
 	if c.extras != nil && c.extras.answer != 0 {
 		c.extras.keptUntil = a.now + int64(min(c.extras.keepFor, maxKeep))
@@ -248,6 +259,7 @@ func (c *call) export() Call {
 	}
 	if x := c.extras; x != nil {
 		e.ExpireUnixMs, e.KeepResult, e.Answer, e.KeptUntilMs = x.expire, x.keepFor > 0, x.answer, x.keptUntil
+		e.Body = x.body
 	}
 	if c.state == Waiting {
 		e.NextTryUnixMs = c.nextTry

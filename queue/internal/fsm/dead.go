@@ -38,11 +38,13 @@ func (a *application) eachDead(which command.DeadCalls, do func(*call)) Result {
 		return Result{Count: 1}
 	}
 	var r Result
+	var done int64
 	for c := f.dead.first; c != nil && c.ended <= which.UpTo; c = f.dead.first {
-		if which.Limit > 0 && r.Count == uint64(which.Limit) {
+		if which.Limit > 0 && done >= int64(which.Limit) {
 			r.More = true
 			break
 		}
+		done += c.weight()
 		do(c)
 		r.Count++
 	}

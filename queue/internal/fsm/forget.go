@@ -26,8 +26,8 @@ func (a *application) forget(c command.Forget) Result {
 		if f == nil {
 			break
 		}
+		left -= f.dead.first.weight()
 		a.drop(f.dead.first)
-		left--
 	}
 	for ; left > 0 && a.keyIsOld(); left-- {
 		a.dropOldestKey()
@@ -87,7 +87,7 @@ func (a *application) drop(c *call) {
 	case c.state == Dead:
 		c.function.dead.remove(c)
 		a.Machine.dead--
-		a.remove(BucketPayload, numberKey(c.seq))
+		a.removePayload(c)
 	case c.extras != nil && c.extras.keptUntil != 0:
 		a.kept.pop()
 	default:

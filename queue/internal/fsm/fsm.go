@@ -33,17 +33,20 @@ type Bucket uint8
 
 // Buckets of the store. Keys are big endian so that they sort.
 const (
-	BucketMeta     Bucket = iota // "state": clock and counters; "installation"
-	BucketCall                   // sequence → call record without payload
-	BucketPayload                // sequence → payload bytes; the answer of a call, when it is kept, has a sequence of its own
-	BucketFunction               // function → conservation counters
-	BucketSession                // session id → session record
-	BucketLock                   // lock → lock record
-	BucketActivity               // function → unix ms
-	BucketOverride               // function → override record
-	BucketKey                    // digest of function and idempotency key → key record
+	BucketMeta Bucket = iota // "state": clock and counters; "installation"
+	BucketCall               // sequence → call record without payload
+	// BucketPayload: sequence → payload bytes; the answer of a call, when it is kept, has a sequence of its own. A large body has
+	// one too, with the number of the part behind it (PartKey).
+	BucketPayload
+	BucketFunction // function → conservation counters
+	BucketSession  // session id → session record
+	BucketLock     // lock → lock record
+	BucketActivity // function → unix ms
+	BucketOverride // function → override record
+	BucketKey      // digest of function and idempotency key → key record
+	BucketUpload   // id → upload record
 
-	Buckets = int(BucketKey) + 1 // how many there are
+	Buckets = int(BucketUpload) + 1 // how many there are
 )
 
 // Op is one store operation: Value nil deletes the key. All operations of an entry are executed in one transaction together
@@ -86,7 +89,8 @@ type Call struct {
 	Session        uint64 // with Running
 	Fence          uint64 // with Running and Awaiting
 	Replica        string // with Running and Awaiting
-	Size           uint32 // of the payload
+	Size           uint32 // of the payload, without a Body
+	Body           *Body  // nil: the payload is all there is. Never changed
 	Ended          uint64 // place in the order of ending; 0: unfinished
 	KeepResult     bool   // the caller asked to keep what the function answers
 	Answer         uint64 // sequence of the kept answer; 0: none
@@ -103,6 +107,7 @@ const (
 	TopicLock
 	TopicOverride
 	TopicInstallation
+	TopicUpload
 )
 
 // Change tells the shell around the state machine that something moved; the dispatcher of a leader keeps its lanes by it.
@@ -115,6 +120,7 @@ type Change struct {
 	Session  *Session  // with TopicSession: after the change
 	Lock     *Lock     // with TopicLock: after the change; Session 0: free
 	Override *Override // with TopicOverride: after the change; Replicas < 0: ended
+	Upload   *Upload   // with TopicUpload: after the change
 }
 
 // Session of an edge or a scaler. Live until it ended; a closed one is dropped at once, an expired one is kept as Vanished.

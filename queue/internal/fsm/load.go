@@ -1,9 +1,13 @@
 package fsm
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
+
+	"github.com/slimfaas/slimfaas/queue/internal/command"
 )
 
 // Load rebuilds the state from what a store holds. each calls its argument for every pair of every bucket, keys of a bucket
@@ -75,6 +79,13 @@ func (m *Machine) load(o Op, ended *[]*call) (err error) {
 		var override Override
 		override, err = decodeOverride(o.Key, o.Value)
 		m.overrides[override.Function] = override
+	case BucketUpload:
+		u, err := decodeUpload(o.Key, o.Value)
+		if err != nil {
+			return err
+		}
+		m.uploads[u.id] = u
+		m.uploadBytes += u.size
 	case BucketKey:
 		digest, k, err := decodeKey(o.Key, o.Value)
 		if err != nil {
@@ -125,6 +136,9 @@ func (m *Machine) Each(yield func(Op) error) error {
 	}
 	for _, digest := range sortedDigests(m.keys) {
 		add(BucketKey, digest[:], encodeKey(m.keys[digest]))
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(m.uploads), func(a, b command.ID) int { return bytes.Compare(a[:], b[:]) }) {
+		add(BucketUpload, m.uploads[id].key(), encodeUpload(m.uploads[id]))
 	}
 	for _, o := range ops {
 		if err := yield(o); err != nil {

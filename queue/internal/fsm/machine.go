@@ -31,6 +31,9 @@ type Machine struct {
 	kept                 heap[*call]
 	dead                 int // of all functions
 
+	uploads     map[command.ID]*upload
+	uploadBytes uint64 // of all of them
+
 	keys      map[keyDigest]key
 	keysByAge heap[agingKey]
 
@@ -90,6 +93,7 @@ type extras struct {
 	keepFor   uint64 // after the end, milliseconds; 0: the answer is not asked for
 	answer    uint64 // its sequence; 0: none
 	keptUntil int64  // once the call has ended with an answer
+	body      *Body  // nil: none beside the payload, or gone with it
 }
 
 // New is the state before the first entry.
@@ -99,6 +103,7 @@ func New() *Machine {
 		backlog:   backlog{table: newTable()},
 		calls:     make(map[command.ID]*call),
 		kept:      heap[*call]{before: soonerKept},
+		uploads:   make(map[command.ID]*upload),
 		keys:      make(map[keyDigest]key),
 		keysByAge: heap[agingKey]{before: agingKey.before},
 		functions: make(map[string]*function),
@@ -138,6 +143,10 @@ func (a *application) apply(c command.Command) Result {
 	switch c := c.(type) {
 	case command.Accept:
 		return a.accept(c)
+	case command.PutPart:
+		return a.putPart(c)
+	case command.DropUpload:
+		return a.dropUploadCommand(c)
 	case command.Grant:
 		return a.grant(c)
 	case command.Finish:

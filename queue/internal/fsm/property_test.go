@@ -81,7 +81,9 @@ func (g *generator) session() uint64 {
 func (g *generator) name(of string, n int) string { return of + string(rune('a'+g.IntN(n))) }
 
 func (g *generator) command(now int64) command.Command {
-	switch p := g.IntN(100); {
+	switch p := g.IntN(112); {
+	case p >= 101:
+		return g.upload()
 	case p < 30:
 		if g.IntN(5) > 0 {
 			g.ids++
@@ -138,6 +140,37 @@ func (g *generator) command(now int64) command.Command {
 	}
 }
 
+// upload is a step of a body's way into the queue: often the right one.
+func (g *generator) upload() command.Command {
+	uploads := g.machine.Uploads()
+	begin := command.PutPart{ID: g.id(), Session: g.session(), Data: make([]byte, 1+g.IntN(9)), MaxBytes: 100, MaxUploads: 6}
+	if g.IntN(2) == 0 {
+		g.ids++
+		binary.BigEndian.PutUint64(begin.ID[:], g.ids)
+	}
+	if len(uploads) == 0 || g.IntN(4) == 0 {
+		return begin
+	}
+	u := uploads[g.IntN(len(uploads))]
+	switch g.IntN(8) {
+	case 0:
+		return command.DropUpload{ID: u.ID, Index: u.Index * uint64(g.IntN(2))}
+	case 1:
+		return command.DropUpload{ID: g.id(), Index: g.machine.applied}
+	case 2, 3:
+		return command.Accept{
+			ID: u.ID, Function: g.name("f-", 3), Payload: []byte("head"), AcceptOptions: g.options(1_000_000),
+			Body: command.Body{Parts: u.Parts, Size: u.Bytes + uint64(g.IntN(5)/4), Sum: g.Uint32()},
+		}
+	default:
+		begin.ID, begin.Session, begin.Number = u.ID, u.Session, u.Parts+uint32(g.IntN(8)/7)-uint32(g.IntN(8)/7)
+		if size := uint64(g.machine.uploads[u.ID].part); g.IntN(8) > 0 {
+			begin.Data = make([]byte, size)
+		}
+		return begin
+	}
+}
+
 func (g *generator) options(now int64) (o command.AcceptOptions) {
 	if g.IntN(4) == 0 {
 		o.NotBeforeUnixMs = now + int64(g.IntN(4000)) - 1000
@@ -166,7 +199,7 @@ func (g *generator) dead() command.DeadCalls {
 }
 
 // Properties, after every entry of any commands: conservation, redriving, purging and burying included; the store holds exactly
-// the state, payloads exactly of unfinished and dead calls, and the kept answers; a key leads to the same id until its time is up; a machine loaded from the store answers everything after as the one that lived on; one command
+// the state, payloads exactly of unfinished and dead calls, the parts of bodies and of uploads, and the kept answers; no upload outlives its session; a key leads to the same id until its time is up; a machine loaded from the store answers everything after as the one that lived on; one command
 // per entry gives the same as many.
 func TestRandomCommandsKeepTheLaws(t *testing.T) {
 	t.Parallel()
@@ -261,6 +294,7 @@ func (known keyModel) check(m *Machine, b command.Batch, results []Result) error
 			}
 			k.id, k.hash, k.until = a.ID, a.RequestHash, a.KeyUntilUnixMs
 			known[pair] = k
+		case !used && r.Code == Conflict && a.Body != (command.Body{}): // its upload is not as it says: the key stays free
 		case !used && (r.Code != Full || a.MaxKeys == 0):
 			return errors.New("a new key was refused")
 		}
@@ -278,6 +312,44 @@ func lawful(m *Machine, stored disk) error {
 		payloads++
 		_, ok := stored[BucketPayload][string(numberKey(c.Answer))]
 		return ok && c.KeepResult
+	}
+	hasParts := func(place uint64, parts uint32, size uint64) error {
+		bytes := uint64(0)
+		for n := range parts {
+			value, ok := stored[BucketPayload][string(PartKey(place, n))]
+			if !ok {
+				return errors.New("a part is gone")
+			}
+			bytes += uint64(len(value))
+			payloads++
+		}
+		if bytes != size || parts == 0 {
+			return errors.New("parts have not the bytes they should")
+		}
+		return nil
+	}
+	hasBody := func(c Call) error {
+		if c.Body == nil {
+			return nil
+		}
+		return hasParts(c.Body.Place, c.Body.Parts, c.Body.Size)
+	}
+	live := map[uint64]bool{}
+	for _, s := range m.Sessions() {
+		live[s.ID] = !s.Vanished
+	}
+	uploading := uint64(0)
+	for _, u := range m.Uploads() {
+		if !live[u.Session] {
+			return errors.New("an upload outlived its session")
+		}
+		if err := hasParts(m.uploads[u.ID].place, u.Parts, u.Bytes); err != nil {
+			return err
+		}
+		uploading += u.Bytes
+	}
+	if uploads, bytes := m.UploadSizes(); uploads != len(stored[BucketUpload]) || bytes != uploading || bytes > 100 || uploads > 6 {
+		return errors.New("uploads are not counted right, or over their limits")
 	}
 	seen := uint64(0)
 	for c := range m.Unfinished() {
@@ -304,8 +376,14 @@ func lawful(m *Machine, stored disk) error {
 			return errors.New("payload of an unfinished call is gone")
 		}
 		payloads++
+		if err := hasBody(c); err != nil {
+			return err
+		}
 	}
 	for c := range m.Finished() {
+		if c.Body != nil {
+			return errors.New("a call that ended well has its body still")
+		}
 		if !hasAnswer(c) || (c.Answer != 0) != (c.KeptUntilMs != 0) {
 			return errors.New("answer of a finished call does not fit")
 		}
@@ -318,6 +396,9 @@ func lawful(m *Machine, stored disk) error {
 			return errors.New("payload of a dead letter is gone")
 		}
 		payloads++
+		if err := hasBody(c); err != nil {
+			return err
+		}
 	}
 	if payloads != len(stored[BucketPayload]) {
 		return errors.New("payloads are left over")

@@ -55,6 +55,9 @@ func encodeCall(c *call) []byte {
 		b = binary.AppendUvarint(b, x.keepFor)
 		b = binary.AppendUvarint(b, x.answer)
 		b = binary.AppendVarint(b, x.keptUntil)
+		if x.body != nil {
+			b = appendBody(b, x.body)
+		}
 	}
 	return b
 }
@@ -78,6 +81,9 @@ func (m *Machine) decodeCall(key, value []byte) (*call, error) {
 	}
 	if len(r.b) > 0 {
 		c.extras = &extras{expire: r.int(), keepFor: r.uint(), answer: r.uint(), keptUntil: r.int()}
+		if len(r.b) > 0 {
+			c.extras.body = r.body()
+		}
 	}
 	return c, r.end()
 }

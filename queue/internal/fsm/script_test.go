@@ -145,6 +145,9 @@ func (s *stage) state(out *strings.Builder) {
 	if m.Installation() != "" {
 		fmt.Fprintf(out, "installation %s\n", m.Installation())
 	}
+	for _, u := range m.Uploads() {
+		fmt.Fprintf(out, "upload %s\n", showUpload(u))
+	}
 	if m.Keys() != 0 {
 		fmt.Fprintf(out, "keys %d\n", m.Keys())
 	}
@@ -169,7 +172,17 @@ func (s *stage) parse(line string) command.Command {
 			Key: f["key"], KeyUntilUnixMs: f.int("until"), MaxKeys: uint64(f.int("maxkeys")),
 		}
 		copy(o.RequestHash[:], f["hash"])
-		return command.Accept{ID: scriptID(second), Function: f["fn"], Payload: []byte(f["payload"]), AcceptOptions: o}
+		return command.Accept{
+			ID: scriptID(second), Function: f["fn"], Payload: []byte(f["payload"]), AcceptOptions: o,
+			Body: command.Body{Parts: uint32(f.int("parts")), Size: uint64(f.int("size")), Sum: uint32(f.int("sum"))},
+		}
+	case "part":
+		return command.PutPart{
+			ID: scriptID(second), Session: uint64(f.int("session")), Number: uint32(f.int("n")), Data: []byte(f["data"]),
+			MaxBytes: uint64(f.int("maxbytes")), MaxUploads: uint64(f.int("maxuploads")),
+		}
+	case "drop":
+		return command.DropUpload{ID: scriptID(second), Index: uint64(f.int("index"))}
 	case "grant":
 		return command.Grant{ID: scriptID(second), Session: uint64(f.int("session")), Replica: f["replica"], MaxTries: uint32(f.int("max"))}
 	case "finish":
@@ -287,6 +300,9 @@ func showCall(c Call) string {
 			fmt.Fprintf(&out, " %s=%d", field.name, field.value)
 		}
 	}
+	if b := c.Body; b != nil {
+		fmt.Fprintf(&out, " body=#%d/%dx%d size=%d sum=%d", b.Place, b.Parts, b.Part, b.Size, b.Sum)
+	}
 	if c.Replica != "" {
 		fmt.Fprintf(&out, " replica=%s", c.Replica)
 	}
@@ -294,6 +310,14 @@ func showCall(c Call) string {
 		fmt.Fprintf(&out, " error=%q", c.LastError)
 	}
 	return out.String()
+}
+
+func showUpload(u Upload) string {
+	out := fmt.Sprintf("%s session=%d parts=%d bytes=%d index=%d", word(u.ID), u.Session, u.Parts, u.Bytes, u.Index)
+	if u.Ended {
+		out += " ended"
+	}
+	return out
 }
 
 func showSession(s Session) string {
@@ -317,16 +341,23 @@ func showChange(c Change) string {
 		return fmt.Sprintf("lock %s session=%d token=%d", c.Lock.Name, c.Lock.Session, c.Lock.Token)
 	case TopicOverride:
 		return fmt.Sprintf("override %s replicas=%d until=%d", c.Override.Function, c.Override.Replicas, c.Override.UntilUnixMs)
+	case TopicUpload:
+		return "upload " + showUpload(*c.Upload)
 	default:
 		return "installation"
 	}
 }
 
-var scriptBuckets = []string{"meta", "call", "payload", "function", "session", "lock", "activity", "override", "key"}
+var scriptBuckets = []string{"meta", "call", "payload", "function", "session", "lock", "activity", "override", "key", "upload"}
 
 func showKey(o Op) string {
 	switch o.Bucket {
+	case BucketUpload:
+		return fmt.Sprintf("%s/%s", scriptBuckets[o.Bucket], word(command.ID(o.Key)))
 	case BucketCall, BucketPayload, BucketSession:
+		if len(o.Key) == 12 {
+			return fmt.Sprintf("%s/%d.%d", scriptBuckets[o.Bucket], binary.BigEndian.Uint64(o.Key), binary.BigEndian.Uint32(o.Key[8:]))
+		}
 		return fmt.Sprintf("%s/%d", scriptBuckets[o.Bucket], binary.BigEndian.Uint64(o.Key))
 	case BucketKey:
 		return fmt.Sprintf("%s/%.4x", scriptBuckets[o.Bucket], o.Key)

@@ -31,6 +31,7 @@ func (a *application) endSession(c command.EndSession) Result {
 		return Result{}
 	}
 	a.freeLocks(s.ID)
+	a.dropUploadsOf(s.ID)
 	s.Vanished, s.EndedUnixMs = true, a.now
 	a.put(BucketSession, numberKey(s.ID), encodeSession(s))
 	change := *s
@@ -42,6 +43,7 @@ func (a *application) endSession(c command.EndSession) Result {
 // dropSession of a name that closed or came back. A live one ends here; a vanished one had ended before.
 func (a *application) dropSession(s *Session) {
 	a.freeLocks(s.ID)
+	a.dropUploadsOf(s.ID)
 	delete(a.sessions, s.ID)
 	delete(a.names, s.Name)
 	a.remove(BucketSession, numberKey(s.ID))
@@ -73,7 +75,7 @@ func (a *application) acquireLock(c command.AcquireLock) Result {
 	if c.Lock == "" {
 		return Result{Code: Invalid, Detail: "lock name is empty"}
 	}
-	if s, ok := a.sessions[c.Session]; !ok || s.Vanished {
+	if !a.live(c.Session) {
 		return Result{Code: Stale, Detail: "session is not live"}
 	}
 	if held, ok := a.locks[c.Lock]; ok {

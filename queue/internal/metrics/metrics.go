@@ -26,6 +26,8 @@ type Node interface {
 	// Hanging is how long a write has been taking too long; 0: none.
 	Hanging() time.Duration
 	Votes() (votes bool, standing string)
+	// StateSize is the state's file and what of it is free, in bytes.
+	StateSize() (file, free int64)
 }
 
 // Sources of the figures.
@@ -73,10 +75,16 @@ var (
 	inFlightItems = perFunction("slimfaas_function_queue_in_flight_items", "Calls being tried, those awaiting a callback included.")
 	retryItems    = perFunction("slimfaas_function_queue_retry_pending_items", "Calls that wait for a retry.")
 
-	applied    = single("slimfaas_queue_applied_index", "Raft index at which the figures of calls are true.")
-	remembered = prometheus.NewDesc("slimfaas_queue_calls", "Calls in memory.", []string{"kind"}, nil)
-	keys       = single("slimfaas_queue_idempotency_keys", "Idempotency keys remembered.")
-	sessions   = single("slimfaas_queue_sessions", "Live sessions of edges and scalers.")
+	applied = single("slimfaas_queue_applied_index", "Raft index at which the figures of calls are true.")
+	// Two nodes at one applied index whose hashes differ do not have the same state. 52 bits of it: a float64 holds no more.
+	stateHash   = single("slimfaas_queue_state_hash", "Hash of the replicated state at the applied index, equal on all nodes.")
+	stateBytes  = single("slimfaas_queue_state_file_bytes", "Size of the state's file. It does not shrink while the node runs.")
+	stateFree   = single("slimfaas_queue_state_file_free_bytes", "What of the state's file is free to be used again.")
+	remembered  = prometheus.NewDesc("slimfaas_queue_calls", "Calls in memory.", []string{"kind"}, nil)
+	keys        = single("slimfaas_queue_idempotency_keys", "Idempotency keys remembered.")
+	uploads     = single("slimfaas_queue_uploads", "Bodies on their way whose calls are not accepted yet.")
+	uploadBytes = single("slimfaas_queue_upload_bytes", "Bytes of those bodies.")
+	sessions    = single("slimfaas_queue_sessions", "Live sessions of edges and scalers.")
 
 	logAppends = single("slimfaas_raft_log_appends_total", "Commits of this node's Raft log, each of one or more entries.")
 	logFsyncs  = single("slimfaas_raft_log_fsyncs_total", "Fsyncs of this node's Raft log.")
@@ -109,7 +117,7 @@ var (
 func (Collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		accepted, redriven, succeeded, dead, cancelled, queued, running, waiting, readyItems, inFlightItems, retryItems,
-		applied, remembered, keys, sessions, leading, term, commit, runs, granting, streams, synced,
+		applied, stateHash, stateBytes, stateFree, remembered, keys, uploads, uploadBytes, sessions, leading, term, commit, runs, granting, streams, synced,
 		logAppends, logFsyncs, logEntries, logBytes, logSeconds,
 		skew, diskUsed, diskLevel, ballast, hanging, votes,
 		busPeers, busClients, busSlow, busDropped,
@@ -127,13 +135,15 @@ func (c Collector) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
 
-	var index uint64
+	var index, hash uint64
 	var functions []fsm.FunctionCounters
-	var unfinished, finished, deadCalls, live, remembering int
+	var unfinished, finished, deadCalls, live, remembering, bodies int
+	var bodyBytes uint64
 	c.sources.Node.View(func(m *fsm.Machine) {
-		index, functions = m.Applied(), m.Counters()
+		index, hash, functions = m.Applied(), m.Hash(), m.Counters()
 		unfinished, finished, deadCalls = m.Sizes()
 		remembering = m.Keys()
+		bodies, bodyBytes = m.UploadSizes()
 		for _, s := range m.Sessions() {
 			if !s.Vanished {
 				live++
@@ -141,6 +151,10 @@ func (c Collector) Collect(out chan<- prometheus.Metric) {
 		}
 	})
 	gauge(applied, float64(index))
+	gauge(stateHash, float64(hash>>12))
+	file, free := c.sources.Node.StateSize()
+	gauge(stateBytes, float64(file))
+	gauge(stateFree, float64(free))
 	for _, f := range functions {
 		counter(accepted, f.Accepted, f.Function)
 		counter(redriven, f.Redriven, f.Function)
@@ -158,6 +172,8 @@ func (c Collector) Collect(out chan<- prometheus.Metric) {
 	gauge(remembered, float64(finished), "finished")
 	gauge(remembered, float64(deadCalls), "dead")
 	gauge(keys, float64(remembering))
+	gauge(uploads, float64(bodies))
+	gauge(uploadBytes, float64(bodyBytes))
 	gauge(sessions, float64(live))
 
 	written := c.sources.Log.LogStats()

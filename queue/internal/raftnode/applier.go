@@ -197,11 +197,20 @@ func (a *applier) view(read func(*fsm.Machine)) {
 
 // payload of a call. Damage is the end of the node: what it has must not be served.
 func (a *applier) payload(seq uint64) ([]byte, error) {
-	payload, err := a.store.Payload(seq)
+	return a.stored(func() ([]byte, error) { return a.store.Payload(seq) })
+}
+
+// part of a body, likewise.
+func (a *applier) part(place uint64, number uint32) ([]byte, error) {
+	return a.stored(func() ([]byte, error) { return a.store.Part(place, number) })
+}
+
+func (a *applier) stored(read func() ([]byte, error)) ([]byte, error) {
+	payload, err := read()
 	if errors.Is(err, store.ErrNotFound) {
 		// The machine may know of a call whose operations are still on their way into the store.
 		a.committing.Lock()
-		payload, err = a.store.Payload(seq)
+		payload, err = read()
 		a.committing.Unlock()
 	}
 	if errors.Is(err, store.ErrDamaged) {

@@ -337,6 +337,14 @@ func (n *Node) View(read func(*fsm.Machine)) { n.applier.view(read) }
 // Payload of the call at this place. store.ErrNotFound when it is gone.
 func (n *Node) Payload(seq uint64) ([]byte, error) { return n.applier.payload(seq) }
 
+// StateSize is the state's file and what of it is free, in bytes.
+func (n *Node) StateSize() (file, free int64) { return n.applier.store.Space() }
+
+// Part of the body at this place. store.ErrNotFound when it is gone.
+func (n *Node) Part(place uint64, number uint32) ([]byte, error) {
+	return n.applier.part(place, number)
+}
+
 // OnChange adds a function that is called after every applied entry, in order, with the entry's index and what it changed.
 // State and payloads are readable by then. It runs in the apply goroutine: it must not block or propose. Nil changes at an
 // index mean that the whole state was replaced by a snapshot.

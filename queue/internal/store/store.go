@@ -289,19 +289,31 @@ func (s *Store) Flush(index uint64) error {
 
 // Payload of the call at this place, copied. ErrNotFound, or ErrDamaged.
 func (s *Store) Payload(seq uint64) ([]byte, error) {
-	key := binary.BigEndian.AppendUint64(nil, seq)
-	// Newest first: what leaves a layer while this looks is in the next place before.
-	if value, known := s.pending(fsm.BucketPayload, key); known {
-		if value == nil {
-			return nil, fmt.Errorf("reading payload %d: %w", seq, ErrNotFound)
-		}
-		return value, nil
-	}
-	payload, err := s.read(fsm.BucketPayload, key)
+	payload, err := s.payload(binary.BigEndian.AppendUint64(nil, seq))
 	if err != nil {
 		return nil, fmt.Errorf("reading payload %d: %w", seq, err)
 	}
 	return payload, nil
+}
+
+// Part of a body, copied: one by one, so that no body is in memory as a whole. ErrNotFound, or ErrDamaged.
+func (s *Store) Part(place uint64, number uint32) ([]byte, error) {
+	part, err := s.payload(fsm.PartKey(place, number))
+	if err != nil {
+		return nil, fmt.Errorf("reading part %d of the body at %d: %w", number, place, err)
+	}
+	return part, nil
+}
+
+func (s *Store) payload(key []byte) ([]byte, error) {
+	// Newest first: what leaves a layer while this looks is in the next place before.
+	if value, known := s.pending(fsm.BucketPayload, key); known {
+		if value == nil {
+			return nil, ErrNotFound
+		}
+		return value, nil
+	}
+	return s.read(fsm.BucketPayload, key)
 }
 
 // pending looks in the layers. known with a nil value: deleted.
@@ -387,12 +399,23 @@ func (s *Store) Each(yield func(fsm.Op) error) (err error) {
 func (s *Store) Size() int64 {
 	s.files.RLock()
 	defer s.files.RUnlock()
-	var size int64
+	return s.size()
+}
+
+func (s *Store) size() (size int64) {
 	_ = s.db.View(func(tx *bbolt.Tx) error {
 		size = tx.Size()
 		return nil
 	})
 	return size
+}
+
+// Space is the size of the state's file, and what of it is free, in bytes. What is in memory is in neither.
+func (s *Store) Space() (file, free int64) {
+	s.files.RLock()
+	defer s.files.RUnlock()
+	stats := s.db.Stats()
+	return s.size(), int64(stats.FreePageN+stats.PendingPageN) * int64(s.db.Info().PageSize)
 }
 
 // Hurry ends waiting for space on a full disk, now and later: the node stops.

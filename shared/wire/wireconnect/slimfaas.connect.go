@@ -67,6 +67,9 @@ const (
 	QueueServiceDemandProcedure = "/slimfaas.v1.QueueService/Demand"
 	// QueueServiceClusterProcedure is the fully-qualified name of the QueueService's Cluster RPC.
 	QueueServiceClusterProcedure = "/slimfaas.v1.QueueService/Cluster"
+	// QueueServiceReadPayloadProcedure is the fully-qualified name of the QueueService's ReadPayload
+	// RPC.
+	QueueServiceReadPayloadProcedure = "/slimfaas.v1.QueueService/ReadPayload"
 	// TableServicePullProcedure is the fully-qualified name of the TableService's Pull RPC.
 	TableServicePullProcedure = "/slimfaas.v1.TableService/Pull"
 	// AdminServiceNodeProcedure is the fully-qualified name of the AdminService's Node RPC.
@@ -110,6 +113,9 @@ type QueueServiceClient interface {
 	Demand(context.Context, *connect.Request[wire.DemandRequest]) (*connect.Response[wire.DemandReport], error)
 	// Cluster describes the members as this node sees them. Any node answers.
 	Cluster(context.Context, *connect.Request[wire.ClusterRequest]) (*connect.Response[wire.ClusterResponse], error)
+	// ReadPayload sends the body of a call that was accepted in parts, from an offset to its end, to the edge that tries it: as
+	// fast as the edge takes it, one piece of at most 256 KiB in memory. `not_found` when the fence is not the running try's.
+	ReadPayload(context.Context, *connect.Request[wire.ReadPayloadRequest]) (*connect.ServerStreamForClient[wire.ReadPayloadResponse], error)
 }
 
 // NewQueueServiceClient constructs a client for the slimfaas.v1.QueueService service. By default,
@@ -189,22 +195,29 @@ func NewQueueServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(queueServiceMethods.ByName("Cluster")),
 			connect.WithClientOptions(opts...),
 		),
+		readPayload: connect.NewClient[wire.ReadPayloadRequest, wire.ReadPayloadResponse](
+			httpClient,
+			baseURL+QueueServiceReadPayloadProcedure,
+			connect.WithSchema(queueServiceMethods.ByName("ReadPayload")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // queueServiceClient implements QueueServiceClient.
 type queueServiceClient struct {
-	submit    *connect.Client[wire.SubmitRequest, wire.SubmitResponse]
-	deliver   *connect.Client[wire.DeliverUp, wire.DeliverDown]
-	heartbeat *connect.Client[wire.HeartbeatRequest, wire.HeartbeatResponse]
-	getCall   *connect.Client[wire.GetCallRequest, wire.GetCallResponse]
-	getResult *connect.Client[wire.GetResultRequest, wire.GetResultResponse]
-	listDead  *connect.Client[wire.ListDeadRequest, wire.ListDeadResponse]
-	redrive   *connect.Client[wire.RedriveRequest, wire.RedriveResponse]
-	purge     *connect.Client[wire.PurgeRequest, wire.PurgeResponse]
-	facts     *connect.Client[wire.FactsRequest, wire.FactsResponse]
-	demand    *connect.Client[wire.DemandRequest, wire.DemandReport]
-	cluster   *connect.Client[wire.ClusterRequest, wire.ClusterResponse]
+	submit      *connect.Client[wire.SubmitRequest, wire.SubmitResponse]
+	deliver     *connect.Client[wire.DeliverUp, wire.DeliverDown]
+	heartbeat   *connect.Client[wire.HeartbeatRequest, wire.HeartbeatResponse]
+	getCall     *connect.Client[wire.GetCallRequest, wire.GetCallResponse]
+	getResult   *connect.Client[wire.GetResultRequest, wire.GetResultResponse]
+	listDead    *connect.Client[wire.ListDeadRequest, wire.ListDeadResponse]
+	redrive     *connect.Client[wire.RedriveRequest, wire.RedriveResponse]
+	purge       *connect.Client[wire.PurgeRequest, wire.PurgeResponse]
+	facts       *connect.Client[wire.FactsRequest, wire.FactsResponse]
+	demand      *connect.Client[wire.DemandRequest, wire.DemandReport]
+	cluster     *connect.Client[wire.ClusterRequest, wire.ClusterResponse]
+	readPayload *connect.Client[wire.ReadPayloadRequest, wire.ReadPayloadResponse]
 }
 
 // Submit calls slimfaas.v1.QueueService.Submit.
@@ -262,6 +275,11 @@ func (c *queueServiceClient) Cluster(ctx context.Context, req *connect.Request[w
 	return c.cluster.CallUnary(ctx, req)
 }
 
+// ReadPayload calls slimfaas.v1.QueueService.ReadPayload.
+func (c *queueServiceClient) ReadPayload(ctx context.Context, req *connect.Request[wire.ReadPayloadRequest]) (*connect.ServerStreamForClient[wire.ReadPayloadResponse], error) {
+	return c.readPayload.CallServerStream(ctx, req)
+}
+
 // QueueServiceHandler is an implementation of the slimfaas.v1.QueueService service.
 type QueueServiceHandler interface {
 	// Submit carries out a batch of mixed operations and answers each in order. An error of the call itself with a NotLeader
@@ -287,6 +305,9 @@ type QueueServiceHandler interface {
 	Demand(context.Context, *connect.Request[wire.DemandRequest]) (*connect.Response[wire.DemandReport], error)
 	// Cluster describes the members as this node sees them. Any node answers.
 	Cluster(context.Context, *connect.Request[wire.ClusterRequest]) (*connect.Response[wire.ClusterResponse], error)
+	// ReadPayload sends the body of a call that was accepted in parts, from an offset to its end, to the edge that tries it: as
+	// fast as the edge takes it, one piece of at most 256 KiB in memory. `not_found` when the fence is not the running try's.
+	ReadPayload(context.Context, *connect.Request[wire.ReadPayloadRequest], *connect.ServerStream[wire.ReadPayloadResponse]) error
 }
 
 // NewQueueServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -362,6 +383,12 @@ func NewQueueServiceHandler(svc QueueServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(queueServiceMethods.ByName("Cluster")),
 		connect.WithHandlerOptions(opts...),
 	)
+	queueServiceReadPayloadHandler := connect.NewServerStreamHandler(
+		QueueServiceReadPayloadProcedure,
+		svc.ReadPayload,
+		connect.WithSchema(queueServiceMethods.ByName("ReadPayload")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/slimfaas.v1.QueueService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case QueueServiceSubmitProcedure:
@@ -386,6 +413,8 @@ func NewQueueServiceHandler(svc QueueServiceHandler, opts ...connect.HandlerOpti
 			queueServiceDemandHandler.ServeHTTP(w, r)
 		case QueueServiceClusterProcedure:
 			queueServiceClusterHandler.ServeHTTP(w, r)
+		case QueueServiceReadPayloadProcedure:
+			queueServiceReadPayloadHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -437,6 +466,10 @@ func (UnimplementedQueueServiceHandler) Demand(context.Context, *connect.Request
 
 func (UnimplementedQueueServiceHandler) Cluster(context.Context, *connect.Request[wire.ClusterRequest]) (*connect.Response[wire.ClusterResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("slimfaas.v1.QueueService.Cluster is not implemented"))
+}
+
+func (UnimplementedQueueServiceHandler) ReadPayload(context.Context, *connect.Request[wire.ReadPayloadRequest], *connect.ServerStream[wire.ReadPayloadResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("slimfaas.v1.QueueService.ReadPayload is not implemented"))
 }
 
 // TableServiceClient is a client for the slimfaas.v1.TableService service.
