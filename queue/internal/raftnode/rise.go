@@ -68,13 +68,12 @@ func (p *peers) confirmed() bool {
 	return count >= majority
 }
 
-// form the cluster, once it is certain that there is none: of the others so many are blank that no majority can have
-// committed anything. That takes all of three nodes, four of five.
+// form the cluster, once it is certain that there is none: all others are blank, too. Most of them would do for that (four of
+// five), but the one that comes a moment later would find a cluster that it has no memory of, as if it had lost its data.
 func (p *peers) form() error {
-	others, majority := p.electorate()
-	need := len(others) + 2 - majority
-	blanks := p.count(func(o *peer) bool { return o.wasBlank })
-	if blanks >= need {
+	others, _ := p.electorate()
+	need := len(others)
+	if p.count(func(o *peer) bool { return o.wasBlank }) >= need {
 		return p.node.found()
 	}
 	// One count, behind the other: an answer that comes in between must not be missed by both.
