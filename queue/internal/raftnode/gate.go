@@ -141,6 +141,7 @@ func (g *gate) refuse(message any) (response any, err error) {
 			g.called(m)
 			return nil, errAlone
 		case is == joining && g.node.peers.unheard(string(m.ID)):
+			g.called(m)
 			return nil, errUnheard
 		case len(m.Entries) > 0 && g.node.disk.Level() >= guard.Halted:
 			return nil, errHalted

@@ -91,14 +91,16 @@ type peers struct {
 	node  *Node
 	began claim // of this node when it started, Commit being its last entry
 
-	mu    sync.Mutex // guards all below
-	by    map[string]*peer
-	kept  map[string]recollection // of an earlier life, of nodes that are not met yet: they may be in entries still to come
-	dirty bool
+	mu sync.Mutex // guards all below
+	by map[string]*peer
+	// vouched are leaders that are of this node's cluster; few, and of this life.
+	vouched map[string]bool
+	kept    map[string]recollection // of an earlier life, of nodes that are not met yet: they may be in entries still to come
+	dirty   bool
 }
 
 func newPeers(n *Node) *peers {
-	p := &peers{node: n, by: map[string]*peer{}, kept: map[string]recollection{}}
+	p := &peers{node: n, by: map[string]*peer{}, vouched: map[string]bool{}, kept: map[string]recollection{}}
 	raw, err := os.ReadFile(p.path())
 	if err != nil {
 		return p
@@ -240,11 +242,16 @@ func (p *peers) meet(life context.Context) {
 	}
 }
 
-// heed a leader that calls a node which is alone. Where it leads another cluster that has this node as a member, this node has
-// lost its directory and has begun a cluster of its own with an empty one.
+// heed a leader that calls and is not known. A node that is filled takes nothing before it knows that the leader is of its own
+// cluster. One that is alone in its cluster has lost its directory, and has begun a cluster of its own with an empty one, where the
+// leader's cluster is another and has it as a member.
 func (p *peers) heed() {
 	leader := p.node.gate.caller.Load()
-	if leader == nil || !p.node.alone() {
+	if leader == nil {
+		return
+	}
+	filled := p.node.gate.is() == joining && p.unheard(leader.Name)
+	if !filled && !p.node.alone() {
 		return
 	}
 	own := p.own()
@@ -254,7 +261,14 @@ func (p *peers) heed() {
 		return
 	}
 	p.node.gate.caller.CompareAndSwap(leader, nil) // until it, or another, calls again
-	if said.Asker != noMember && said.strange(own) {
+	switch strange := said.strange(own); {
+	case strange && filled:
+		p.node.fail(fmt.Errorf("%s was given up for cluster %s, and its leader %s says that it is cluster %s: %w. %s",
+			p.node.config.Dir, own.Cluster, leader.Name, said.Cluster, ErrForeignDir, howToRejoin(said.Cluster)))
+	case filled && said.Cluster != "":
+		p.vouch(leader.Name)
+	case filled: // it does not know yet
+	case strange && said.Asker != noMember:
 		p.node.fail(fmt.Errorf("%s is of cluster %s, which has no other member, and %s says that %q is a member of cluster %s: %w. %s",
 			p.node.config.Dir, own.Cluster, leader.Name, p.node.config.Name, said.Cluster, ErrForeignDir, howToRejoin(said.Cluster)))
 	}
@@ -367,13 +381,22 @@ func (p *peers) stranger(name string) bool {
 	return other != nil && other.stranger
 }
 
-// unheard: a member that has not answered yet. A directory that was given up for one cluster takes nothing before it knows of which
-// the sender is.
+// unheard: a node that has not said yet of which cluster it is; one that has just started may not know. A directory that was
+// given up for a cluster takes nothing from it.
 func (p *peers) unheard(name string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	other := p.by[name]
-	return other != nil && !other.seen
+	if other := p.by[name]; other != nil && other.last.Cluster != "" {
+		return false
+	}
+	return !p.vouched[name]
+}
+
+// vouch for a leader that is of this node's cluster, although no member that this node knows of.
+func (p *peers) vouch(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.vouched[name] = true
 }
 
 // newer than what this node had when it started.
