@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"os"
@@ -182,6 +183,7 @@ func TestABlankNodeHasNoVote(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	c.votes()
 	leader := c.leader()
+	c.mustPropose([]command.Command{command.SetInstallation{ID: "the-cluster"}}) // what a leader does first
 	lagging, blank := (leader+1)%3, (leader+2)%3
 	c.kill(lagging)
 	c.mustPropose(accept(1, nil)) // on the leader and the one that will be blank
@@ -203,7 +205,7 @@ func TestABlankNodeHasNoVote(t *testing.T) {
 		t.Fatal("a leader was elected that lacks what was acknowledged")
 	}
 	c.kill(blank)
-	if err := GiveUp(c.configs[blank].Dir, c.configs[blank].Name, "x"); err != nil {
+	if err := GiveUp(c.configs[blank].Dir, c.configs[blank].Name, "the-cluster"); err != nil {
 		t.Fatal(err)
 	}
 	n = c.start(blank)
@@ -222,7 +224,8 @@ func TestABlankNodeHasNoVote(t *testing.T) {
 }
 
 // Whatever bit flips in the log's file, the node comes back with the same state or refuses it.
-func TestFlippedBitsAreNeverServed(t *testing.T) { // not parallel: heavy
+func TestFlippedBitsAreNeverServed(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1, func(config *Config) { config.SnapshotEntries = 60 })
 	c.leader()
 	for i := range uint64(100) {
@@ -241,42 +244,54 @@ func TestFlippedBitsAreNeverServed(t *testing.T) { // not parallel: heavy
 	if testing.Short() {
 		cases = 10
 	}
-	refused, same := 0, 0
-	for i := range cases {
-		dir := copyDir(t, good)
-		files := []string{filepath.Join(dir, "raft.db")}
-		segments, _ := filepath.Glob(filepath.Join(dir, "log", "*.log"))
-		files = append(append(files, segments...), filepath.Join(dir, snapshotFile))
-		path := files[random.IntN(len(files))]
-		raw, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
+	var refused, same atomic.Int32
+	t.Run("cases", func(t *testing.T) {
+		for i := range cases {
+			dir := copyDir(t, good)
+			name := flipBits(t, dir, random)
+			t.Run(fmt.Sprintf("%d in %s (seed %d)", i, name, seed), func(t *testing.T) {
+				t.Parallel() // each waits for an election most of its time
+				got, said := serveOnce(t, processConfig{Name: c.configs[0].Name, Members: c.configs[0].Members, Dir: dir})
+				switch {
+				case got == "":
+					if refused.Add(1); said == "" {
+						t.Error("refused without a word")
+					}
+				case got != want:
+					t.Error("served another state")
+				default:
+					same.Add(1)
+				}
+				if err := os.RemoveAll(dir); err != nil {
+					t.Error(err)
+				}
+			})
 		}
-		for range 1 + random.IntN(16) {
-			raw[random.IntN(len(raw))] ^= 1 << random.IntN(8)
-		}
-		if err := os.WriteFile(path, raw, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		got, said := serveOnce(t, processConfig{Name: c.configs[0].Name, Members: c.configs[0].Members, Dir: dir})
-		switch {
-		case got == "":
-			if refused++; said == "" {
-				t.Errorf("case %d (seed %d), %s: refused without a word", i, seed, filepath.Base(path))
-			}
-		case got != want:
-			t.Errorf("case %d (seed %d), %s: served another state", i, seed, filepath.Base(path))
-		default:
-			same++
-		}
-		if err := os.RemoveAll(dir); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("%d refused, %d unharmed", refused, same)
-	if refused == 0 {
+	})
+	t.Logf("%d refused, %d unharmed", refused.Load(), same.Load())
+	if refused.Load() == 0 {
 		t.Error("nothing was ever refused")
 	}
+}
+
+// flipBits of one of a data directory's files, and say which.
+func flipBits(t *testing.T, dir string, random *rand.Rand) (name string) {
+	t.Helper()
+	files := []string{filepath.Join(dir, "raft.db")}
+	segments, _ := filepath.Glob(filepath.Join(dir, "log", "*.log"))
+	files = append(append(files, segments...), filepath.Join(dir, snapshotFile))
+	path := files[random.IntN(len(files))]
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 1 + random.IntN(16) {
+		raw[random.IntN(len(raw))] ^= 1 << random.IntN(8)
+	}
+	if err := os.WriteFile(path, raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Base(path)
 }
 
 // serveOnce starts a node in a process of its own, for the log's library panics in goroutines of its own, and gives the hash of
