@@ -13,14 +13,25 @@ import (
 	"time"
 )
 
-// Timeout bounds the making of a connection.
-const Timeout = 500 * time.Millisecond
+const (
+	// Timeout bounds one attempt at a connection.
+	Timeout = 500 * time.Millisecond
+	// AgainFor is how long a replica that did not take a connection in time, and did not refuse it either, is tried again
+	// when there is no other: a packet may have been lost, or one of the two machines be too busy.
+	AgainFor = 3 * time.Second
+)
 
 // Error is a connection that was not made: nothing was sent.
 type Error struct{ err error }
 
 func (e *Error) Error() string { return "connecting: " + e.err.Error() }
 func (e *Error) Unwrap() error { return e.err }
+
+// Timeout says that the replica did not answer within Timeout; false: it refused, or cannot be reached at all.
+func (e *Error) Timeout() bool {
+	var timing net.Error
+	return errors.As(e.err, &timing) && timing.Timeout()
+}
 
 // ErrIdleClosed says that the function had closed the idle connection before a byte was written to it.
 var ErrIdleClosed = errors.New("the function closed the idle connection")
@@ -33,6 +44,17 @@ func Context(ctx context.Context, network, address string) (net.Conn, error) {
 		return nil, &Error{err}
 	}
 	return &Conn{Conn: conn}, nil
+}
+
+// Patiently dials like Context, and again for AgainFor while the replica does not answer: for calls that can go to no other.
+func Patiently(ctx context.Context, network, address string) (net.Conn, error) {
+	for began := time.Now(); ; {
+		conn, err := Context(ctx, network, address)
+		var dialing *Error
+		if err == nil || !errors.As(err, &dialing) || !dialing.Timeout() || ctx.Err() != nil || time.Since(began) > AgainFor-Timeout {
+			return conn, err
+		}
+	}
 }
 
 // onlyReplicas refuses, after resolution, addresses no replica has: link-local (cloud metadata among them), multicast,

@@ -1,9 +1,13 @@
 package dial
 
 import (
+	"context"
 	"errors"
 	"net"
 	"testing"
+	"time"
+
+	"github.com/slimfaas/slimfaas/shared/testkit"
 )
 
 func TestAddressesNoFunctionHasAreRefused(t *testing.T) {
@@ -14,6 +18,28 @@ func TestAddressesNoFunctionHasAreRefused(t *testing.T) {
 		if !errors.As(err, &refused) {
 			t.Errorf("%s: %v, %v", address, conn, err)
 		}
+	}
+}
+
+func TestAListenerThatIsFullIsDialledAgain(t *testing.T) {
+	t.Parallel()
+	listener, free := testkit.FullListener(t)
+	_, err := Context(t.Context(), "tcp", listener.Addr().String())
+	var dialing *Error
+	if !errors.As(err, &dialing) || !dialing.Timeout() {
+		t.Fatalf("a full listener: %v", err)
+	}
+	time.AfterFunc(2*Timeout, free)
+	conn, err := Patiently(t.Context(), "tcp", listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	began := time.Now()
+	if _, err := Patiently(ctx, "tcp", listener.Addr().String()); !errors.Is(err, context.Canceled) || time.Since(began) > AgainFor/2 {
+		t.Errorf("cancelled: %v after %v", err, time.Since(began))
 	}
 }
 

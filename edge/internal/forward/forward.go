@@ -14,6 +14,7 @@ import (
 	"net/http/httptrace"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -76,8 +77,10 @@ type Call struct {
 // exchange is a Call under way.
 type exchange struct {
 	Call
+	began   time.Time
 	lease   *replica.Lease
-	tried   []string // names and instances of replicas that could not be connected to
+	refused []string // names and instances of replicas that could not be connected to
+	slow    []string // the same, of those that did not answer in time, since all were tried last
 	inbound context.Context
 	cancel  context.CancelCauseFunc
 	timer   *time.Timer
@@ -99,7 +102,7 @@ func exchangeOf(r *http.Request) *exchange { return r.Context().Value(exchangeKe
 func (f *Forwarder) Serve(w http.ResponseWriter, r *http.Request, c Call) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
-	x := &exchange{Call: c, lease: c.First, inbound: r.Context(), cancel: cancel}
+	x := &exchange{Call: c, began: time.Now(), lease: c.First, inbound: r.Context(), cancel: cancel}
 	defer func() {
 		x.decided.Store(true)
 		x.timer.Stop()
@@ -212,7 +215,7 @@ func (f *Forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
 		var dialing *dial.Error
 		switch {
 		case errors.As(err, &dialing) && x.read.Load() == 0:
-			if !x.another() {
+			if !x.another(dialing.Timeout()) {
 				return nil, errors.Join(errAllRefused, err)
 			}
 		case unsent && x.read.Load() == 0 && again < idlePerReplica:
@@ -253,18 +256,28 @@ func (f *Forwarder) attempt(req *http.Request, x *exchange) (resp *http.Response
 	return resp, false, nil
 }
 
-// another replaces the lease by one of a replica not tried yet.
-func (x *exchange) another() bool {
+// another replaces the lease by one of a replica not tried yet. Where there is none, those that were slow to take the connection
+// are tried again for a while; those that refused it are not.
+func (x *exchange) another(slow bool) bool {
 	x.lease.Unreachable()
-	x.tried = append(x.tried, x.lease.Name+"\x00"+x.lease.Instance)
-	next, ok := x.Next(func(r *replica.Replica) bool {
-		for _, t := range x.tried {
-			if t == r.Name+"\x00"+r.Instance {
-				return true
-			}
+	mine := x.lease.Name + "\x00" + x.lease.Instance
+	if slow {
+		x.slow = append(x.slow, mine)
+	} else {
+		x.refused = append(x.refused, mine)
+	}
+	skip := func(r *replica.Replica) bool {
+		id := r.Name + "\x00" + r.Instance
+		return slices.Contains(x.refused, id) || slices.Contains(x.slow, id)
+	}
+	next, ok := x.Next(skip)
+	if !ok && len(x.slow) > 0 && time.Since(x.began) < dial.AgainFor-dial.Timeout {
+		x.slow = x.slow[:0]
+		if slow {
+			return true // this one
 		}
-		return false
-	})
+		next, ok = x.Next(skip)
+	}
 	if !ok {
 		return false
 	}
@@ -316,7 +329,7 @@ func (f *Forwarder) refused(w http.ResponseWriter, r *http.Request, err error) {
 		p = problem.Problem{
 			RetryAfter: time.Second,
 			Type:       "urn:slimfaas:unreachable", Title: "No replica took the connection", Status: http.StatusServiceUnavailable,
-			Detail: "Every ready replica refused the connection; nothing was sent. GET /explain tells what is known of them.",
+			Detail: "Every ready replica refused the connection, or did not take it in time; nothing was sent. GET /explain tells what is known of them.",
 		}
 	}
 	f.log.Info("call not answered by its function", "fn", x.lease.Function.Name(), "replica", x.lease.Name, "status", p.Status, "err", err)

@@ -21,11 +21,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/slimfaas/slimfaas/edge/internal/dial"
 	"github.com/slimfaas/slimfaas/edge/internal/forward"
 	"github.com/slimfaas/slimfaas/edge/internal/load"
 	"github.com/slimfaas/slimfaas/edge/internal/replica"
 	"github.com/slimfaas/slimfaas/edge/internal/route"
 	"github.com/slimfaas/slimfaas/shared/function"
+	"github.com/slimfaas/slimfaas/shared/testkit"
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
 
@@ -465,6 +467,34 @@ func TestADeadReplicaIsPassedOver(t *testing.T) {
 	b.idle(t)
 }
 
+// A lost packet, or a machine too busy to take the connection in half a second, is no reason to fail a call.
+func TestAReplicaSlowToTakeConnectionsIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	listener, free := testkit.FullListener(t)
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) }), ReadHeaderTimeout: time.Minute}
+	served := make(chan struct{})
+	time.AfterFunc(2*dial.Timeout, func() {
+		defer close(served)
+		free()
+		_ = srv.Serve(listener)
+	})
+	defer func() { _ = srv.Close(); <-served }()
+	b := setup(t, refusing(t), listener.Addr().String())
+	began := time.Now()
+	resp, err := http.Post(b.url+"/function/fib", "text/plain", strings.NewReader("body"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if body, _ := io.ReadAll(resp.Body); resp.StatusCode != 200 || string(body) != "body" {
+		t.Fatalf("%d %s", resp.StatusCode, body)
+	}
+	if took := time.Since(began); took < dial.Timeout {
+		t.Errorf("answered after %v: the connection was taken at once", took)
+	}
+	b.idle(t)
+}
+
 // An idle connection that the function has closed is no reason to fail a call, whatever its method and body.
 func TestAClosedIdleConnectionCostsNothing(t *testing.T) {
 	t.Parallel()
@@ -602,12 +632,12 @@ func TestATruncatedAnswerIsVisible(t *testing.T) {
 func TestASlowUploadIsNotATimeout(t *testing.T) {
 	t.Parallel()
 	b := setup(t, serve(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) }))
-	b.timeout = 100 * time.Millisecond
+	b.timeout = time.Second
 	r, w := io.Pipe()
 	go func() {
 		for range 6 {
 			_, _ = io.WriteString(w, "x")
-			time.Sleep(50 * time.Millisecond) // a slow caller
+			time.Sleep(b.timeout / 4) // a slow caller
 		}
 		_ = w.Close()
 	}()

@@ -34,7 +34,7 @@ type Transport struct {
 // NewTransport returns a transport with the house limits.
 func NewTransport() *Transport {
 	return &Transport{http: &http.Transport{
-		DialContext:            dial.Context,
+		DialContext:            dial.Patiently,
 		DisableCompression:     true,
 		MaxIdleConnsPerHost:    idlePerReplica,
 		IdleConnTimeout:        idleTimeout,
@@ -119,7 +119,7 @@ func Explain(err error, timeout time.Duration) string {
 	var op *net.OpError
 	switch {
 	case errors.As(err, &op) && op.Op == "dial" && op.Timeout(): // first: it is a DeadlineExceeded too
-		return "no connection within " + dial.Timeout.String()
+		return "no connection within " + dial.AgainFor.String()
 	case errors.Is(err, context.DeadlineExceeded):
 		return "no answer within " + timeout.String()
 	case errors.Is(err, context.Canceled):
