@@ -26,8 +26,11 @@ const (
 	silentEvery = 400 * time.Millisecond
 	// pullTimeout of one pull, all pages.
 	pullTimeout = 15 * time.Second
-	// A pull that failed or did not suffice is repeated after backoffFirst, doubling to backoffLast.
+	// A pull that failed or did not suffice is repeated after backoffFirst, doubling to backoffLast. While there is no table yet, and
+	// so nothing can be served, it doubles to backoffEmpty only, for emptyPulls.
 	backoffFirst = 50 * time.Millisecond
+	backoffEmpty = 200 * time.Millisecond
+	emptyPulls   = 50
 	backoffLast  = time.Second
 )
 
@@ -187,7 +190,11 @@ func (f *Follower) backoff(message string, attributes ...any) time.Duration {
 	if f.errors == 3 { // the first few happen at every start, and when a digest overtakes its record
 		f.Log.Warn(message, attributes...) //nolint:sloglint // the message is one of three constants of step
 	}
-	pause := min(backoffFirst<<min(f.errors, 10), backoffLast)
+	last := backoffLast
+	if !f.Table.Synced() && f.errors < emptyPulls {
+		last = backoffEmpty
+	}
+	pause := min(backoffFirst<<min(f.errors, 10), last)
 	f.errors++
 	return pause
 }
