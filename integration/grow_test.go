@@ -79,7 +79,7 @@ func (o *operator) serves(name string) {
 // operators are told. A lost directory is refused, rejoins, and nothing is lost.
 func TestOperateAddedNodesAreKilledAndALostOneRejoins(t *testing.T) {
 	c, r, o := operated(t, 1)
-	load := produce(c, 4)
+	load := produce(c, 3)
 	one, two := o.start("queue-1"), o.start("queue-2")
 	o.must("add", one, two)
 	for _, name := range []string{"queue-1", "queue-2", "queue-1"} {

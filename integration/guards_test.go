@@ -391,7 +391,7 @@ func TestADirectoryThatIsNotItsOwnIsRefusedAndRejoins(t *testing.T) {
 		began := time.Now()
 		c.Eventually(20*time.Second, fault.name+": given up", func() error {
 			give := exec.Command(filepath.Join(cluster.Bin(), "queue"), "rejoin", installation)
-			give.Env = append(os.Environ(), "QUEUE_NAME="+victim, "QUEUE_DATA_DIR="+dir, "QUEUE_INSECURE=true")
+			give.Env = append(c.Env(), "QUEUE_NAME="+victim, "QUEUE_DATA_DIR="+dir, "QUEUE_INSECURE=true")
 			out, err := give.CombinedOutput()
 			if err != nil {
 				return fmt.Errorf("%w: %s", err, out)

@@ -68,6 +68,7 @@ func TestSecondSupervisorOnOneStateDirectoryIsRefused(t *testing.T) {
 	rec := newRecords(t)
 	c := cluster.Start(t, cluster.Options{Queues: 1, Functions: rec.yaml(fn{name: "hello"})})
 	second := exec.CommandContext(t.Context(), filepath.Join(cluster.Bin(), "local"), "-f", filepath.Join(c.State, "manifest.yaml"), "--state", c.State)
+	second.Env = c.Env()
 	out, err := second.CombinedOutput()
 	if err == nil || !bytes.Contains(out, []byte(c.State)) {
 		t.Fatalf("a second bin/local: err %v, printed %s", err, out)

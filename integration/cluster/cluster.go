@@ -143,6 +143,12 @@ functions:
 	return c
 }
 
+// Env is the environment of this process for programs of the stack. Where they are built with the race detector its reports go to
+// files that fail the test at its end, and a program that has found nothing does not wait a second for more of them when it ends.
+func (c *Cluster) Env() []string {
+	return append(os.Environ(), "GORACE=atexit_sleep_ms=0 log_path="+filepath.Join(c.State, raceReports))
+}
+
 // With is the same stack for a subtest, which fails when a wait of its own fails.
 func (c *Cluster) With(t testing.TB) *Cluster { return &Cluster{t: t, running: c.running} }
 
@@ -158,10 +164,8 @@ func (c *Cluster) Run() {
 		args = append(args, "--no-restart")
 	}
 	c.cmd = exec.Command(filepath.Join(c.programs(), "local"), args...)
-	// The race detector's reports go to files that CheckNothingLeft looks for, and a program that has found nothing does not wait
-	// a second for more of them when it ends.
-	c.cmd.Env = append(append(os.Environ(), "GORACE=atexit_sleep_ms=0 log_path="+filepath.Join(c.State, raceReports)), c.opts.Env...)
-	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	c.cmd.Env = append(c.Env(), c.opts.Env...)
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM} // a run that is killed leaves no stack behind
 	out, err := c.cmd.StdoutPipe()
 	if err != nil {
 		c.t.Fatalf("piping bin/local: %v", err)
