@@ -36,10 +36,10 @@ run: build ## run the local stack in the foreground: MANIFEST=a.yaml[,b.yaml] ST
 
 .PHONY: test unit integration timing
 test: unit integration ## every test that needs nothing but this machine, with the race detector
-unit: ## tests of the packages
-	@for m in $(filter-out integration,$(MODULES)); do echo "== $$m"; (cd $$m && go test -race -timeout 5m ./...); done
+unit: ## tests of the packages; they wait more than they compute, so more run at once than there are cores
+	@go test -race -timeout 5m -parallel 6 $(foreach m,queue edge scaler deploy shared,./$(m)/...)
 integration: build-race ## real processes, killed and counted; one cluster at a time
-	@cd integration && SLIMFAAS_BIN=$(CURDIR)/bin/race go test -race -p 1 -count=1 -timeout 30m ./...
+	@cd integration && SLIMFAAS_BIN=$(CURDIR)/bin/race go test -race -p 1 -parallel 8 -count=1 -timeout 30m ./...
 timing: build ## the figures that a race detector would spoil, on plain binaries
 	@cd integration && SLIMFAAS_BIN=$(CURDIR)/bin go test -p 1 -count=1 -timeout 15m -tags timing -run '^TestTiming' -v ./... | grep -vE '^(=== |\?)'
 

@@ -48,20 +48,28 @@ func raw(t *testing.T, address, method, target string, header ...string) int {
 	return res.StatusCode
 }
 
-func accessFunctions(rec records) string {
-	return rec.yaml(
-		fn{name: "open", annotations: map[string]string{"ReplicasMin": "1", "PathsStartWithVisibility": "Private:/admin,Public:/shown", "SubscribeEvents": "Private:inside"}},
-		fn{name: "closed", annotations: map[string]string{"ReplicasMin": "1", "DefaultVisibility": "Private", "PathsStartWithVisibility": "Public:/shown"}},
-	)
+var accessFunctions = []fn{
+	{name: "open", annotations: map[string]string{"ReplicasMin": "1", "PathsStartWithVisibility": "Private:/admin,Public:/shown", "SubscribeEvents": "Private:inside"}},
+	{name: "closed", annotations: map[string]string{"ReplicasMin": "1", "DefaultVisibility": "Private", "PathsStartWithVisibility": "Public:/shown"}},
 }
 
-func TestPrivateIsPrivateHoweverItIsSpelt(t *testing.T) {
+// TestAccess: what callers may not do, and what nobody should have written.
+func TestAccess(t *testing.T) {
+	sideBySide(t, map[string]scenario{
+		"private is private however it is spelt": {accessFunctions, privateIsPrivateHoweverItIsSpelt},
+		"a broken annotation hurts only its function": {[]fn{
+			{name: "good"},
+			{name: "broken", annotations: map[string]string{"ReplicasMin": "many", "Configuration": "{nonsense"}},
+		}, brokenAnnotationHurtsOnlyItsFunction},
+		"bad input is a problem and costs nothing": {[]fn{{name: "idle"}}, badInputIsAProblemAndCostsNothing},
+	}, "EDGE_MAX_ASYNC_BODY=1048576")
+}
+
+func privateIsPrivateHoweverItIsSpelt(t *testing.T, c *cluster.Cluster, rec records) {
 	outside := outsideAddress(t)
 	if outside == "" {
 		t.Skip("this machine has no address but loopback: nobody can be outside")
 	}
-	rec := newRecords(t)
-	c := cluster.Start(t, cluster.Options{Functions: accessFunctions(rec)})
 	readyReplicas(c, "open", 1)
 	readyReplicas(c, "closed", 1)
 	port := c.Ports()["edge-0"]["public"]
@@ -119,7 +127,7 @@ func TestTrustedProxySpeaksForItsCallers(t *testing.T) {
 		t.Skip("this machine has no address but loopback: nobody can be outside")
 	}
 	rec := newRecords(t)
-	c := cluster.Start(t, cluster.Options{Functions: accessFunctions(rec), Env: []string{"EDGE_TRUSTED_PROXIES=" + outside + "/32,127.0.0.1/32"}})
+	c := cluster.Start(t, cluster.Options{Functions: rec.yaml(accessFunctions...), Env: []string{"EDGE_TRUSTED_PROXIES=" + outside + "/32,127.0.0.1/32"}})
 	readyReplicas(c, "closed", 1)
 	port := c.Ports()["edge-0"]["public"]
 	proxy := fmt.Sprintf("%s:%d", outside, port)
@@ -144,12 +152,7 @@ func TestTrustedProxySpeaksForItsCallers(t *testing.T) {
 	}
 }
 
-func TestBrokenAnnotationHurtsOnlyItsFunction(t *testing.T) {
-	rec := newRecords(t)
-	c := cluster.Start(t, cluster.Options{Functions: rec.yaml(
-		fn{name: "good"},
-		fn{name: "broken", annotations: map[string]string{"ReplicasMin": "many", "Configuration": "{nonsense"}},
-	)})
+func brokenAnnotationHurtsOnlyItsFunction(t *testing.T, c *cluster.Cluster, _ records) {
 	status, body, err := c.Get(0, "/function/good/")
 	if err := wantStatus(status, 200, body, err); err != nil {
 		t.Fatal(err)
@@ -175,9 +178,7 @@ func TestBrokenAnnotationHurtsOnlyItsFunction(t *testing.T) {
 	}
 }
 
-func TestBadInputIsAProblemAndCostsNothing(t *testing.T) {
-	rec := newRecords(t)
-	c := cluster.Start(t, cluster.Options{Env: []string{"EDGE_MAX_ASYNC_BODY=1048576"}, Functions: rec.yaml(fn{name: "good"})})
+func badInputIsAProblemAndCostsNothing(t *testing.T, c *cluster.Cluster, _ records) {
 	wantProblem(t, c, "GET", "/function/unknown/x", nil, nil, 404)
 	wantProblem(t, c, "POST", "/async-function/unknown/x", nil, nil, 404)
 	wantProblem(t, c, "POST", "/wake-function/unknown", nil, nil, 404)
@@ -187,32 +188,32 @@ func TestBadInputIsAProblemAndCostsNothing(t *testing.T) {
 	wantProblem(t, c, "GET", "/async-calls/not-an-id", nil, nil, 404)
 	wantProblem(t, c, "GET", "/no/such/route", nil, nil, 404)
 	json := http.Header{"Content-Type": {"application/json"}}
-	wantProblem(t, c, "PUT", "/scale/good", json, []byte(`{"Replicas":`), 400)
-	wantProblem(t, c, "PUT", "/scale/good", json, []byte(`{"Replicas":-1,"ForSeconds":10}`), 400)
-	wantProblem(t, c, "PUT", "/scale/good", json, []byte(`{"Replicas":1000000,"ForSeconds":10}`), 400)
-	wantProblem(t, c, "PUT", "/scale/good", json, []byte(`{"Replicas":1,"ForSeconds":0}`), 400)
-	wantProblem(t, c, "PUT", "/scale/good", json, []byte(`{"Replcas":1}`), 400)
+	wantProblem(t, c, "PUT", "/scale/idle", json, []byte(`{"Replicas":`), 400)
+	wantProblem(t, c, "PUT", "/scale/idle", json, []byte(`{"Replicas":-1,"ForSeconds":10}`), 400)
+	wantProblem(t, c, "PUT", "/scale/idle", json, []byte(`{"Replicas":1000000,"ForSeconds":10}`), 400)
+	wantProblem(t, c, "PUT", "/scale/idle", json, []byte(`{"Replicas":1,"ForSeconds":0}`), 400)
+	wantProblem(t, c, "PUT", "/scale/idle", json, []byte(`{"Replcas":1}`), 400)
 	wantProblem(t, c, "PUT", "/scale/unknown", json, []byte(`{"Replicas":1,"ForSeconds":10}`), 404)
-	wantProblem(t, c, "POST", "/async-function/good/x", nil, make([]byte, 1<<20+1), 413)
-	if got := raw(t, strings.TrimPrefix(c.URL(0), "http://"), "GET", "/function/good/", "X-Big: "+strings.Repeat("x", 40<<10)); got != 431 {
+	wantProblem(t, c, "POST", "/async-function/idle/x", nil, make([]byte, 1<<20+1), 413)
+	if got := raw(t, strings.TrimPrefix(c.URL(0), "http://"), "GET", "/function/idle/", "X-Big: "+strings.Repeat("x", 40<<10)); got != 431 {
 		t.Errorf("headers over the limit: %d, want 431", got)
 	}
 	var many []string
 	for i := range 150 {
 		many = append(many, fmt.Sprintf("X-H%d: 1", i))
 	}
-	if got := raw(t, strings.TrimPrefix(c.URL(0), "http://"), "GET", "/function/good/", many...); got != 431 {
+	if got := raw(t, strings.TrimPrefix(c.URL(0), "http://"), "GET", "/function/idle/", many...); got != 431 {
 		t.Errorf("150 headers: %d, want 431", got)
 	}
 	for _, m := range []string{"TRACE", "FOO", "CONNECT", "get"} {
-		if got := raw(t, strings.TrimPrefix(c.URL(0), "http://"), m, "/function/good/x"); got != 405 && got != 400 {
+		if got := raw(t, strings.TrimPrefix(c.URL(0), "http://"), m, "/function/idle/x"); got != 405 && got != 400 {
 			t.Errorf("%s: %d, want 405", m, got)
 		}
 	}
-	if n := c.Replicas("good"); n != 0 {
+	if n := c.Replicas("idle"); n != 0 {
 		t.Errorf("bad input woke the function: %d replicas", n)
 	}
-	if a := enqueue(c, 0, "good", "0-0", ""); a.Outcome != history.OK {
+	if a := enqueue(c, 0, "idle", "0-0", ""); a.Outcome != history.OK {
 		t.Errorf("a good call after all that: %+v", a)
 	}
 }

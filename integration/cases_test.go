@@ -157,101 +157,108 @@ func TestContractCases(t *testing.T) {
 		})
 		return v
 	}
-	t.Run("B1 async call is queued and delivered whole", func(t *testing.T) {
-		status, header, body, err := c.Send(0, "PUT", "/async-function/fibonacci/download/x%20y/?key=b1&z=%2F", http.Header{"Accept": {"text/x"}, "User-Agent": {"me"}, "Range": {"bytes=1-"}, "X-Mine": {"a", "b"}}, []byte("the body"))
-		if err := wantStatus(status, 202, body, err); err != nil {
-			t.Fatal(err)
-		}
-		id := header.Get("SlimFaas-Element-Id")
-		if len(id) != 36 || id != strings.ToLower(id) || len(body) != 0 {
-			t.Errorf("id %q, body %q", id, body)
-		}
-		l := delivered(t, "b1", 1)[0]
-		if l.Method != "PUT" || l.URI != "/download/x%20y/?key=b1&z=%2F" || l.Body != "the body" || l.Header.Get("Accept") != "text/x" ||
-			l.Header.Get("User-Agent") != "me" || l.Header.Get("Range") != "bytes=1-" || len(l.Header["X-Mine"]) != 2 || l.Header.Get("SlimFaas-Element-Id") != id {
-			t.Errorf("the function got %+v", l)
-		}
-		v := ends(t, id, "Succeeded")
-		for _, field := range []string{"Id", "Function", "State", "Tries", "MaxTries", "EnqueuedAt", "StartedAt", "NextTryAt", "FinishedAt", "LastStatus", "LastError"} {
-			if _, ok := v[field]; !ok {
-				t.Errorf("/async-calls lacks %s: %v", field, v)
-			}
-		}
-		if v["Id"] != id || v["Function"] != "fibonacci" || v["Tries"] != 1.0 || v["MaxTries"] != 3.0 || v["LastStatus"] != 200.0 {
-			t.Errorf("%v", v)
-		}
-	})
-	t.Run("B6 B7 tries carry their number, the last says so, a GET carries them too", func(t *testing.T) {
-		status, header, body, err := c.Send(0, "GET", "/async-function/fibonacci/x?key=b6&status=503", nil, nil)
-		if err := wantStatus(status, 202, body, err); err != nil {
-			t.Fatal(err)
-		}
-		for i, l := range delivered(t, "b6", 3) {
-			if l.Header.Get("SlimFaas-Try-Number") != strconv.Itoa(i+1) || l.Header.Get("Slimfaas-Last-Try") != strconv.FormatBool(i == 2) || l.Header.Get("SlimFaas-Element-Id") == "" {
-				t.Errorf("try %d carried %v", i+1, l.Header)
-			}
-		}
-		if v := ends(t, header.Get("SlimFaas-Element-Id"), "Dead"); v["Tries"] != 3.0 || v["LastStatus"] != 503.0 || v["LastError"] == nil {
-			t.Errorf("%v", v)
-		}
-	})
-	t.Run("B11 B12 B13 callback", func(t *testing.T) {
-		later := func(key string) string {
-			status, header, body, err := c.Send(0, "POST", "/async-function/fibonacci/x?status=202&key="+key, nil, nil)
+	t.Run("async", func(t *testing.T) { // side by side: each knows its calls by a key
+		t.Run("B1 async call is queued and delivered whole", func(t *testing.T) {
+			t.Parallel()
+			status, header, body, err := c.Send(0, "PUT", "/async-function/fibonacci/download/x%20y/?key=b1&z=%2F", http.Header{"Accept": {"text/x"}, "User-Agent": {"me"}, "Range": {"bytes=1-"}, "X-Mine": {"a", "b"}}, []byte("the body"))
 			if err := wantStatus(status, 202, body, err); err != nil {
 				t.Fatal(err)
 			}
-			delivered(t, key, 1)
 			id := header.Get("SlimFaas-Element-Id")
-			if v, err := call(id); err != nil || v["State"] != "Running" {
-				t.Errorf("awaiting its callback: %v %v", v, err)
+			if len(id) != 36 || id != strings.ToLower(id) || len(body) != 0 {
+				t.Errorf("id %q, body %q", id, body)
 			}
-			return id
-		}
-		callback := func(id, status string) {
-			got, body, err := c.Do(0, "POST", "/async-function-callback/fibonacci/"+id+"/"+status, nil, nil)
-			if err := wantStatus(got, 200, body, err); err != nil {
-				t.Errorf("callback %s: %v", status, err)
+			l := delivered(t, "b1", 1)[0]
+			if l.Method != "PUT" || l.URI != "/download/x%20y/?key=b1&z=%2F" || l.Body != "the body" || l.Header.Get("Accept") != "text/x" ||
+				l.Header.Get("User-Agent") != "me" || l.Header.Get("Range") != "bytes=1-" || len(l.Header["X-Mine"]) != 2 || l.Header.Get("SlimFaas-Element-Id") != id {
+				t.Errorf("the function got %+v", l)
 			}
-		}
-		id := later("b11")
-		callback(id, "Success")
-		ends(t, id, "Succeeded")
-		id = later("b12")
-		callback(id, "error")
-		if got := delivered(t, "b12", 2); got[1].Header.Get("SlimFaas-Try-Number") != "2" {
-			t.Errorf("second try carried %v", got[1].Header)
-		}
-		callback("01890000-0000-7000-8000-000000000000", "success")
-		if got := raw(t, strings.TrimPrefix(c.URL(0), "http://"), "GET", "/async-function-callback/fibonacci/"+id+"/success"); got != 405 {
-			t.Errorf("GET callback: %d, want 405", got)
-		}
-		callback(id, "success")
-		ends(t, id, "Succeeded")
-		id = later("b11-late") // no callback within HttpTimeout: tried again
-		delivered(t, "b11-late", 2)
-		callback(id, "success")
-		ends(t, id, "Succeeded")
-	})
-	t.Run("B15 a status that is not retried ends the call", func(t *testing.T) {
-		status, header, body, err := c.Send(0, "POST", "/async-function/fibonacci/x?status=404&key=b15", nil, nil)
-		if err := wantStatus(status, 202, body, err); err != nil {
-			t.Fatal(err)
-		}
-		if v := ends(t, header.Get("SlimFaas-Element-Id"), "Dead"); v["Tries"] != 1.0 || v["LastStatus"] != 404.0 {
-			t.Errorf("%v", v)
-		}
-	})
-	t.Run("long poll answers when the call ends", func(t *testing.T) {
-		status, header, body, err := c.Send(0, "POST", "/async-function/fibonacci/x?ms=1500&key=wait", nil, nil)
-		if err := wantStatus(status, 202, body, err); err != nil {
-			t.Fatal(err)
-		}
-		began := time.Now()
-		status, body, err = c.Get(0, "/async-calls/"+header.Get("SlimFaas-Element-Id")+"?wait=30s")
-		if err := wantStatus(status, 200, body, err); err != nil || !bytes.Contains(body, []byte(`"Succeeded"`)) || time.Since(began) > 10*time.Second {
-			t.Errorf("%s %v after %v", body, err, time.Since(began))
-		}
+			v := ends(t, id, "Succeeded")
+			for _, field := range []string{"Id", "Function", "State", "Tries", "MaxTries", "EnqueuedAt", "StartedAt", "NextTryAt", "FinishedAt", "LastStatus", "LastError"} {
+				if _, ok := v[field]; !ok {
+					t.Errorf("/async-calls lacks %s: %v", field, v)
+				}
+			}
+			if v["Id"] != id || v["Function"] != "fibonacci" || v["Tries"] != 1.0 || v["MaxTries"] != 3.0 || v["LastStatus"] != 200.0 {
+				t.Errorf("%v", v)
+			}
+		})
+		t.Run("B6 B7 tries carry their number, the last says so, a GET carries them too", func(t *testing.T) {
+			t.Parallel()
+			status, header, body, err := c.Send(0, "GET", "/async-function/fibonacci/x?key=b6&status=503", nil, nil)
+			if err := wantStatus(status, 202, body, err); err != nil {
+				t.Fatal(err)
+			}
+			for i, l := range delivered(t, "b6", 3) {
+				if l.Header.Get("SlimFaas-Try-Number") != strconv.Itoa(i+1) || l.Header.Get("Slimfaas-Last-Try") != strconv.FormatBool(i == 2) || l.Header.Get("SlimFaas-Element-Id") == "" {
+					t.Errorf("try %d carried %v", i+1, l.Header)
+				}
+			}
+			if v := ends(t, header.Get("SlimFaas-Element-Id"), "Dead"); v["Tries"] != 3.0 || v["LastStatus"] != 503.0 || v["LastError"] == nil {
+				t.Errorf("%v", v)
+			}
+		})
+		t.Run("B11 B12 B13 callback", func(t *testing.T) {
+			t.Parallel()
+			later := func(key string) string {
+				status, header, body, err := c.Send(0, "POST", "/async-function/fibonacci/x?status=202&key="+key, nil, nil)
+				if err := wantStatus(status, 202, body, err); err != nil {
+					t.Fatal(err)
+				}
+				delivered(t, key, 1)
+				id := header.Get("SlimFaas-Element-Id")
+				if v, err := call(id); err != nil || v["State"] != "Running" {
+					t.Errorf("awaiting its callback: %v %v", v, err)
+				}
+				return id
+			}
+			callback := func(id, status string) {
+				got, body, err := c.Do(0, "POST", "/async-function-callback/fibonacci/"+id+"/"+status, nil, nil)
+				if err := wantStatus(got, 200, body, err); err != nil {
+					t.Errorf("callback %s: %v", status, err)
+				}
+			}
+			id := later("b11")
+			callback(id, "Success")
+			ends(t, id, "Succeeded")
+			id = later("b12")
+			callback(id, "error")
+			if got := delivered(t, "b12", 2); got[1].Header.Get("SlimFaas-Try-Number") != "2" {
+				t.Errorf("second try carried %v", got[1].Header)
+			}
+			callback("01890000-0000-7000-8000-000000000000", "success")
+			if got := raw(t, strings.TrimPrefix(c.URL(0), "http://"), "GET", "/async-function-callback/fibonacci/"+id+"/success"); got != 405 {
+				t.Errorf("GET callback: %d, want 405", got)
+			}
+			callback(id, "success")
+			ends(t, id, "Succeeded")
+			id = later("b11-late") // no callback within HttpTimeout: tried again
+			delivered(t, "b11-late", 2)
+			callback(id, "success")
+			ends(t, id, "Succeeded")
+		})
+		t.Run("B15 a status that is not retried ends the call", func(t *testing.T) {
+			t.Parallel()
+			status, header, body, err := c.Send(0, "POST", "/async-function/fibonacci/x?status=404&key=b15", nil, nil)
+			if err := wantStatus(status, 202, body, err); err != nil {
+				t.Fatal(err)
+			}
+			if v := ends(t, header.Get("SlimFaas-Element-Id"), "Dead"); v["Tries"] != 1.0 || v["LastStatus"] != 404.0 {
+				t.Errorf("%v", v)
+			}
+		})
+		t.Run("long poll answers when the call ends", func(t *testing.T) {
+			t.Parallel()
+			status, header, body, err := c.Send(0, "POST", "/async-function/fibonacci/x?ms=1500&key=wait", nil, nil)
+			if err := wantStatus(status, 202, body, err); err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			status, body, err = c.Get(0, "/async-calls/"+header.Get("SlimFaas-Element-Id")+"?wait=30s")
+			if err := wantStatus(status, 200, body, err); err != nil || !bytes.Contains(body, []byte(`"Succeeded"`)) || time.Since(began) > 10*time.Second {
+				t.Errorf("%s %v after %v", body, err, time.Since(began))
+			}
+		})
 	})
 	t.Run("D4 D5 D6 D7 wake", func(t *testing.T) {
 		for _, m := range []string{"POST", "POST", "GET"} {

@@ -137,7 +137,8 @@ type feeder struct {
 	clients sync.WaitGroup
 }
 
-func feed(c *cluster.Cluster, clients int) *feeder {
+// feed with so many clients, each of which waits between two calls.
+func feed(c *cluster.Cluster, clients int, wait time.Duration) *feeder {
 	f := &feeder{cluster: c, ended: make(chan struct{})}
 	for range clients {
 		f.clients.Go(func() {
@@ -150,6 +151,7 @@ func feed(c *cluster.Cluster, clients int) *feeder {
 				if a := f.call(); a.Outcome != history.OK {
 					pace(50 * time.Millisecond) // of a client that was refused
 				}
+				pace(wait)
 			}
 		})
 	}
@@ -197,7 +199,7 @@ func TestAFullDiskIsRefusedInTimeAndLosesNothing(t *testing.T) {
 		pids[name] = c.PID(name)
 	}
 	leader := c.QueueLeader(0)
-	load := feed(c, 4)
+	load := feed(c, 4, 0)
 	defer load.stop()
 	pace(time.Second) // calls in front of the fault
 
@@ -271,7 +273,7 @@ func TestAHungDiskGivesTheLeadershipAway(t *testing.T) {
 	rec := newRecords(t)
 	c := cluster.Start(t, cluster.Options{State: ownDisks(t, 256), Functions: guardedFunction(rec)})
 	leader := c.QueueLeader(0)
-	load := feed(c, 4)
+	load := feed(c, 4, 0)
 	defer load.stop()
 	pace(time.Second)                                                               // calls in front of the fault
 	t.Cleanup(func() { _ = exec.Command("fsfreeze", "-u", disk(c, leader)).Run() }) // before the stack is stopped, whatever happens
@@ -317,7 +319,7 @@ func TestAHungDiskGivesTheLeadershipAway(t *testing.T) {
 func TestADirectoryThatIsNotItsOwnIsRefusedAndRejoins(t *testing.T) {
 	rec := newRecords(t)
 	c := cluster.Start(t, cluster.Options{Functions: guardedFunction(rec)})
-	load := feed(c, 2)
+	load := feed(c, 2, 100*time.Millisecond) // what the victim is filled with, again and again
 	defer load.stop()
 	var installation string
 	c.Eventually(10*time.Second, "the installation has an id", func() error {
@@ -406,7 +408,6 @@ func TestADirectoryThatIsNotItsOwnIsRefusedAndRejoins(t *testing.T) {
 			return wantStatus(status, http.StatusOK, body, err)
 		})
 		t.Logf("%s: rejoined %v after it was given up", fault.name, time.Since(began).Round(time.Millisecond))
-		pace(2 * time.Second) // claims told to the others
 	}
 	load.stop()
 	checkLedger(t, c, rec, "work", &load.Ledger)

@@ -51,15 +51,15 @@ type scenario struct {
 	run       func(t *testing.T, c *cluster.Cluster, rec records)
 }
 
-// sideBySide runs scenarios at the same time on one cluster: they wait most of their time.
-func sideBySide(t *testing.T, scenarios map[string]scenario) {
+// sideBySide runs scenarios at the same time on one cluster, in this environment: they wait most of their time.
+func sideBySide(t *testing.T, scenarios map[string]scenario, environment ...string) {
 	t.Helper()
 	rec := newRecords(t)
 	var functions []fn
 	for _, s := range scenarios {
 		functions = append(functions, s.functions...)
 	}
-	c := cluster.Start(t, cluster.Options{Functions: rec.yaml(functions...)})
+	c := cluster.Start(t, cluster.Options{Env: environment, Functions: rec.yaml(functions...)})
 	t.Run("side by side", func(t *testing.T) { // ends before the cluster does
 		for name, s := range scenarios {
 			t.Run(name, func(t *testing.T) {
