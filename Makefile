@@ -34,12 +34,15 @@ build-race: ## the same with the race detector, into bin/race
 run: build ## run the local stack in the foreground: MANIFEST=a.yaml[,b.yaml] STATE=dir
 	@exec bin/local $(foreach f,$(subst $(comma), ,$(MANIFEST)),-f $(f)) --state $(STATE)
 
+# A program with the race detector waits a second at its end for reports of what still runs; some hundred of them are started.
+RACE := atexit_sleep_ms=0
+
 .PHONY: test unit integration timing
 test: unit integration ## every test that needs nothing but this machine, with the race detector
 unit: ## tests of the packages; they wait more than they compute, so more run at once than there are cores
-	@go test -race -timeout 5m -parallel 6 $(foreach m,queue edge scaler deploy shared,./$(m)/...)
+	@GORACE=$(RACE) go test -race -timeout 5m -parallel 6 $(foreach m,queue edge scaler deploy shared,./$(m)/...)
 integration: build-race ## real processes, killed and counted; one cluster at a time
-	@cd integration && SLIMFAAS_BIN=$(CURDIR)/bin/race go test -race -p 1 -parallel 8 -count=1 -timeout 30m ./...
+	@cd integration && GORACE=$(RACE) SLIMFAAS_BIN=$(CURDIR)/bin/race go test -race -p 1 -parallel 8 -count=1 -timeout 30m ./...
 timing: build ## the figures that a race detector would spoil, on plain binaries
 	@cd integration && SLIMFAAS_BIN=$(CURDIR)/bin go test -p 1 -count=1 -timeout 15m -tags timing -run '^TestTiming' -v ./... | grep -vE '^(=== |\?)'
 

@@ -56,7 +56,7 @@ func TestChaosQ1LeaderKilled(t *testing.T) {
 	c := queueCluster(t)
 	l := startLoad(t, c, 32, 16, n.perSecond())
 	var gaps []time.Duration
-	for range n.runs(5, 200) {
+	for range n.runs(3, 200) {
 		leader := healthy(c, 20*time.Second).GetLeader()
 		pace(n.between(300*time.Millisecond, 1200*time.Millisecond)) // load before the blow
 		at := l.rec.Now()
@@ -104,7 +104,7 @@ func TestChaosQ3LeaderPaused(t *testing.T) {
 	if n.full {
 		longest = 15 * time.Second
 	}
-	for range n.runs(3, 100) {
+	for range n.runs(2, 100) {
 		leader := healthy(c, 20*time.Second).GetLeader()
 		pace(n.between(100*time.Millisecond, 500*time.Millisecond))
 		stop := l.witness(leader)
@@ -137,7 +137,7 @@ func TestChaosQ4Partitions(t *testing.T) {
 	l := startLoad(t, c, 16, 8, n.perSecond())
 
 	var gaps, acknowledged []time.Duration
-	for range n.runs(2, 100) {
+	for range n.runs(1, 100) {
 		before := healthy(c, 20*time.Second)
 		leader := before.GetLeader()
 		pace(n.between(100*time.Millisecond, 500*time.Millisecond))
