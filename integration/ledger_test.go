@@ -2,6 +2,7 @@ package integration
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -20,6 +21,8 @@ func enqueue(c *cluster.Cluster, edge int, function, key, query string) history.
 	a := history.Attempt{Key: key}
 	status, header, body, err := c.Send(edge, http.MethodPost, "/async-function/"+function+"/work?key="+key+query, nil, []byte(key))
 	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		a.Outcome = history.None // there is no edge: nothing was sent
 	case err != nil:
 		a.Outcome = history.Unknown // the edge died under the request: the client cannot know
 	case status == http.StatusAccepted:

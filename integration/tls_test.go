@@ -86,11 +86,13 @@ func issue(t *testing.T, a *tlsconf.Authority, until time.Time, names ...string)
 	t.Helper()
 	cert, key, err := a.Issue(until, names...)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
+		return nil
 	}
 	pair, err := tls.X509KeyPair(cert, key)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
+		return nil
 	}
 	return &pair
 }
@@ -122,7 +124,14 @@ func TestCertificatesRotateUnderLoad(t *testing.T) {
 		t.Fatalf("links %v", slices.Sorted(maps.Keys(links)))
 	}
 
-	for name, l := range links {
+	everyLink := func(check func(name string, l link)) { // at once: a listener that lets somebody in may say nothing
+		var work sync.WaitGroup
+		for name, l := range links {
+			work.Go(func() { check(name, l) })
+		}
+		work.Wait()
+	}
+	everyLink(func(name string, l link) {
 		if _, err := l.shake(issue(t, old, until, l.names...)); err != nil {
 			t.Errorf("%s: who has business there: %v", name, err)
 		}
@@ -139,7 +148,7 @@ func TestCertificatesRotateUnderLoad(t *testing.T) {
 		if err := plain(l.address); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-	}
+	})
 
 	processes := map[string]int{} // pids
 	for _, prefix := range []string{"queue-", "edge-", "scaler-"} {
@@ -217,7 +226,7 @@ func TestCertificatesRotateUnderLoad(t *testing.T) {
 	})
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(next.PEM())
-	for name, l := range links {
+	everyLink(func(name string, l link) {
 		shown, err := l.shake(issue(t, next, until, l.names...))
 		if err != nil {
 			t.Errorf("%s: the new authority's certificate: %v", name, err)
@@ -227,7 +236,7 @@ func TestCertificatesRotateUnderLoad(t *testing.T) {
 		if _, err := l.shake(issue(t, old, until, l.names...)); !errors.Is(err, errRefused) {
 			t.Errorf("%s: the old authority's certificate: %v", name, err)
 		}
-	}
+	})
 	after, err := c.Info(0)
 	if err != nil || after.Queue.Term != before.Queue.Term || after.Scaler.Epoch != before.Scaler.Epoch {
 		t.Errorf("somebody lost an office: %+v, before %+v, %v", after, before, err)
