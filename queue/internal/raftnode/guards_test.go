@@ -240,7 +240,7 @@ func TestFlippedBitsAreNeverServed(t *testing.T) {
 	good := copyDir(t, c.configs[0].Dir)
 	const seed = 7
 	random := rand.New(rand.NewPCG(seed, seed))
-	cases := 40
+	cases := 24
 	if testing.Short() {
 		cases = 10
 	}
@@ -285,8 +285,9 @@ func flipBits(t *testing.T, dir string, random *rand.Rand) (name string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	used := len(bytes.TrimRight(raw, "\x00")) // a segment's space is taken before it is written
 	for range 1 + random.IntN(16) {
-		raw[random.IntN(len(raw))] ^= 1 << random.IntN(8)
+		raw[random.IntN(used)] ^= 1 << random.IntN(8)
 	}
 	if err := os.WriteFile(path, raw, 0o600); err != nil {
 		t.Fatal(err)
