@@ -366,11 +366,16 @@ func TestRestoredDirectoriesAreNewOnesAndStartAsACluster(t *testing.T) {
 		c.mustPropose(accept(i+10, nil))
 	}
 	c.settle()
-	eventually(t, "claims told", func() bool {
-		n := c.nodes[1]
-		n.peers.mu.Lock()
-		defer n.peers.mu.Unlock()
-		return n.peers.by["queue-0"].Now.Commit >= c.nodes[0].Commit()
+	eventually(t, "claims told to both: one that has not heard of them confirms an older copy", func() bool {
+		told := 0
+		for _, n := range c.nodes[1:] {
+			n.peers.mu.Lock()
+			if n.peers.by["queue-0"].Now.Commit >= c.nodes[0].Commit() {
+				told++
+			}
+			n.peers.mu.Unlock()
+		}
+		return told == 2
 	})
 	for i := range c.nodes {
 		c.nodes[i].peers.save() // as every few seconds
