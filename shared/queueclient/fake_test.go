@@ -120,7 +120,7 @@ func (c *cluster) lead(n *fakeNode) {
 
 // client of the whole cluster, with times that suit a test.
 func (c *cluster) client(t testing.TB, change ...func(*Options)) *Client {
-	o := Options{Token: token, LeaderWait: 300 * time.Millisecond, RPCTimeout: 400 * time.Millisecond}
+	o := Options{Token: token, LeaderWait: 300 * time.Millisecond, RPCTimeout: 2 * time.Second}
 	for _, n := range c.nodes {
 		o.Endpoints = append(o.Endpoints, "http://"+n.proxy.Addr())
 	}
