@@ -117,7 +117,7 @@ func TestTrustedProxySpeaksForItsCallers(t *testing.T) {
 		t.Skip("this machine has no address but loopback: nobody can be outside")
 	}
 	rec := newRecords(t)
-	c := cluster.Start(t, cluster.Options{Functions: rec.yaml(accessFunctions...), Env: []string{"EDGE_TRUSTED_PROXIES=" + outside + "/32,127.0.0.1/32"}})
+	c := cluster.Start(t, cluster.Options{Queues: 1, Functions: rec.yaml(accessFunctions...), Env: []string{"EDGE_TRUSTED_PROXIES=" + outside + "/32,127.0.0.1/32"}})
 	readyReplicas(c, "closed", 1)
 	port := c.Ports()["edge-0"]["public"]
 	proxy := fmt.Sprintf("%s:%d", outside, port)

@@ -302,7 +302,7 @@ func TestChaosQ18RetriedAfterUnknown(t *testing.T) {
 	n := newNemesis(t)
 	c := queueCluster(t)
 	const clients = 16
-	calls := int64(n.runs(300, 10_000))
+	calls := int64(n.runs(200, 10_000))
 	var ledger history.Ledger
 	var next, unknown, repeated atomic.Int64
 	var work sync.WaitGroup

@@ -82,7 +82,7 @@ func TestOperateAddedNodesAreKilledAndALostOneRejoins(t *testing.T) {
 	load := produce(c, 3)
 	one, two := o.start("queue-1"), o.start("queue-2")
 	o.must("add", one, two)
-	for _, name := range []string{"queue-1", "queue-2", "queue-1"} {
+	for _, name := range []string{"queue-1", "queue-2"} {
 		o.kill(name)
 		o.run(name)
 		o.serves(name)

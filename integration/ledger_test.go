@@ -102,8 +102,8 @@ func TestAcceptedCallsSurviveKillsOfEverything(t *testing.T) {
 					}
 					pace(100 * time.Millisecond) // the client's own pace, not a wait for the system
 				}
-				// Paced so that the kills fall into the load: 5,000 calls over about 25 s.
-				if ahead := time.Duration(n)*5*time.Millisecond - time.Since(began); ahead > 0 {
+				// Paced so that the kills fall into the load: 5,000 calls over about 20 s.
+				if ahead := time.Duration(n)*4*time.Millisecond - time.Since(began); ahead > 0 {
 					pace(ahead)
 				}
 			}
@@ -124,7 +124,7 @@ func TestAcceptedCallsSurviveKillsOfEverything(t *testing.T) {
 				}
 				return nil
 			})
-			pace(1500 * time.Millisecond) // load between the kills
+			pace(1200 * time.Millisecond) // load between the kills
 		}
 	}
 	wg.Wait()
@@ -156,8 +156,8 @@ func TestDeathOfAnEdgeRedeliversWithinEightSeconds(t *testing.T) {
 		return err
 	})
 	const calls = 8
-	for n := range calls {
-		if a := enqueue(c, 1, "work", fmt.Sprintf("%d-0", n), "&ms=20000"); a.Outcome != history.OK {
+	for n := range calls { // through the edge that will die: where a call waits for nothing, the edge that takes it delivers it
+		if a := enqueue(c, 0, "work", fmt.Sprintf("%d-0", n), "&ms=20000"); a.Outcome != history.OK {
 			t.Fatalf("call %d: %+v", n, a)
 		}
 	}

@@ -51,7 +51,8 @@ type scenario struct {
 	run       func(t *testing.T, c *cluster.Cluster, rec records)
 }
 
-// sideBySide runs scenarios at the same time on one cluster, in this environment: they wait most of their time.
+// sideBySide runs scenarios at the same time on one cluster, of one queue node and in this
+// environment: they wait most of their time, and what several nodes are for has tests of its own.
 func sideBySide(t *testing.T, scenarios map[string]scenario, environment ...string) {
 	t.Helper()
 	rec := newRecords(t)
@@ -59,7 +60,7 @@ func sideBySide(t *testing.T, scenarios map[string]scenario, environment ...stri
 	for _, s := range scenarios {
 		functions = append(functions, s.functions...)
 	}
-	c := cluster.Start(t, cluster.Options{Env: environment, Functions: rec.yaml(functions...)})
+	c := cluster.Start(t, cluster.Options{Queues: 1, Env: environment, Functions: rec.yaml(functions...)})
 	t.Run("side by side", func(t *testing.T) { // ends before the cluster does
 		for name, s := range scenarios {
 			t.Run(name, func(t *testing.T) {

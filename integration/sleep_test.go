@@ -225,7 +225,7 @@ func steady(ctx context.Context, c *cluster.Cluster, function string, perSecond 
 
 func TestScalingUpAndDownUnderLoadLosesNothing(t *testing.T) {
 	rec := newRecords(t)
-	c := cluster.Start(t, cluster.Options{Functions: rec.yaml(fn{name: "work", annotations: map[string]string{"TimeoutSecondBeforeSetReplicasMin": "300"}})})
+	c := cluster.Start(t, cluster.Options{Queues: 1, Functions: rec.yaml(fn{name: "work", annotations: map[string]string{"TimeoutSecondBeforeSetReplicasMin": "300"}})})
 	setScale(t, c, "work", 3)
 	ready := func(n int) func() error {
 		return func() error {
@@ -281,7 +281,7 @@ func TestBurstsAroundTheDrainLoseNothing(t *testing.T) {
 	for i := range functions {
 		list = append(list, fn{name: fmt.Sprintf("burst%d", i), annotations: map[string]string{"TimeoutSecondBeforeSetReplicasMin": "1"}})
 	}
-	c := cluster.Start(t, cluster.Options{Functions: rec.yaml(list...)})
+	c := cluster.Start(t, cluster.Options{Queues: 1, Functions: rec.yaml(list...)})
 	random := seed(t)
 	gaps := make([][]time.Duration, functions)
 	for i := range gaps {

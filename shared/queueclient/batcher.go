@@ -85,7 +85,7 @@ func split(whole *wire.Accept) []*wire.Op {
 	first := &wire.Accept{
 		Id: whole.Id, Function: whole.Function, Payload: whole.Payload[:wire.MaxFrame], Size: uint64(len(whole.Payload)),
 		DelayMs: whole.DelayMs, MaxAgeMs: whole.MaxAgeMs, KeepResultMs: whole.KeepResultMs,
-		IdempotencyKey: whole.IdempotencyKey, RequestHash: whole.RequestHash,
+		IdempotencyKey: whole.IdempotencyKey, RequestHash: whole.RequestHash, RunSession: whole.RunSession,
 	}
 	ops := []*wire.Op{{Op: &wire.Op_Accept{Accept: first}}}
 	offset := wire.MaxFrame

@@ -819,6 +819,9 @@ type OpResult struct {
 	Repeated bool `protobuf:"varint,4,opt,name=repeated,proto3" json:"repeated,omitempty"`
 	// id of the call that a successful accept is about: its own, or the first one under its idempotency key. Empty: its own.
 	Id []byte `protobuf:"bytes,5,opt,name=id,proto3" json:"id,omitempty"`
+	// run is the first try of a call that was accepted, given to the session of its accept. It is no message of the stream and has
+	// no payload: the edge has that. Until it knows the answer, the edge lists the call as held with fence 0.
+	Run *Grant `protobuf:"bytes,6,opt,name=run,proto3" json:"run,omitempty"`
 	// reason says more about CODE_FULL.
 	Reason        Reason `protobuf:"varint,15,opt,name=reason,proto3,enum=slimfaas.v1.Reason" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -890,6 +893,13 @@ func (x *OpResult) GetId() []byte {
 	return nil
 }
 
+func (x *OpResult) GetRun() *Grant {
+	if x != nil {
+		return x.Run
+	}
+	return nil
+}
+
 func (x *OpResult) GetReason() Reason {
 	if x != nil {
 		return x.Reason
@@ -911,9 +921,12 @@ type Accept struct {
 	IdempotencyKey string                 `protobuf:"bytes,8,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"` // at most 200 bytes, per function; empty: none
 	RequestHash    []byte                 `protobuf:"bytes,9,opt,name=request_hash,json=requestHash,proto3" json:"request_hash,omitempty"`          // with a key: 16 bytes by which another request under it is told
 	// parts over 0: the body was put before, as so many parts under this id, and payload is the request without it.
-	Parts         uint32 `protobuf:"varint,10,opt,name=parts,proto3" json:"parts,omitempty"`
-	BodySize      uint64 `protobuf:"varint,11,opt,name=body_size,json=bodySize,proto3" json:"body_size,omitempty"` // bytes of all parts together
-	BodySum       uint32 `protobuf:"fixed32,12,opt,name=body_sum,json=bodySum,proto3" json:"body_sum,omitempty"`   // CRC-32C of all parts together
+	Parts    uint32 `protobuf:"varint,10,opt,name=parts,proto3" json:"parts,omitempty"`
+	BodySize uint64 `protobuf:"varint,11,opt,name=body_size,json=bodySize,proto3" json:"body_size,omitempty"` // bytes of all parts together
+	BodySum  uint32 `protobuf:"fixed32,12,opt,name=body_sum,json=bodySum,proto3" json:"body_sum,omitempty"`   // CRC-32C of all parts together
+	// run_session is that of the edge that hands the call over, when it would deliver the call itself, from its own memory: where
+	// the call would wait for nothing, its first try is granted with the accept, in one entry of the log. 0: it would not.
+	RunSession    uint64 `protobuf:"varint,13,opt,name=run_session,json=runSession,proto3" json:"run_session,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1028,6 +1041,13 @@ func (x *Accept) GetBodySize() uint64 {
 func (x *Accept) GetBodySum() uint32 {
 	if x != nil {
 		return x.BodySum
+	}
+	return 0
+}
+
+func (x *Accept) GetRunSession() uint64 {
+	if x != nil {
+		return x.RunSession
 	}
 	return 0
 }
@@ -2186,7 +2206,7 @@ func (x *Capacity) GetMaxHeld() uint32 {
 type Held struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Fence         uint64                 `protobuf:"varint,2,opt,name=fence,proto3" json:"fence,omitempty"`
+	Fence         uint64                 `protobuf:"varint,2,opt,name=fence,proto3" json:"fence,omitempty"` // 0: an accept of the call is under way that may bring a try with it (Accept.run_session)
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2235,7 +2255,7 @@ func (x *Held) GetFence() uint64 {
 	return 0
 }
 
-// HeldHeartbeat, each second: what the edge holds. hash is the sum over held of FNV-1a-64 of (id, fence as 8 bytes big endian),
+// HeldHeartbeat, each second: what the edge holds, count and hash without those of fence 0. hash is the sum over held of FNV-1a-64 of (id, fence as 8 bytes big endian),
 // modulo 2^64. The list is sent when the leader asked for it, and always with the first heartbeat.
 type HeldHeartbeat struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -6821,14 +6841,15 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\bput_part\x18\v \x01(\v2\x14.slimfaas.v1.PutPartH\x00R\aputPart\x12:\n" +
 	"\vdrop_upload\x18\f \x01(\v2\x17.slimfaas.v1.DropUploadH\x00R\n" +
 	"dropUploadB\x04\n" +
-	"\x02op\"\xb8\x01\n" +
+	"\x02op\"\xde\x01\n" +
 	"\bOpResult\x12%\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x11.slimfaas.v1.CodeR\x04code\x12\x16\n" +
 	"\x06detail\x18\x02 \x01(\tR\x06detail\x12\x14\n" +
 	"\x05index\x18\x03 \x01(\x04R\x05index\x12\x1a\n" +
 	"\brepeated\x18\x04 \x01(\bR\brepeated\x12\x0e\n" +
-	"\x02id\x18\x05 \x01(\fR\x02id\x12+\n" +
-	"\x06reason\x18\x0f \x01(\x0e2\x13.slimfaas.v1.ReasonR\x06reason\"\xdb\x02\n" +
+	"\x02id\x18\x05 \x01(\fR\x02id\x12$\n" +
+	"\x03run\x18\x06 \x01(\v2\x12.slimfaas.v1.GrantR\x03run\x12+\n" +
+	"\x06reason\x18\x0f \x01(\x0e2\x13.slimfaas.v1.ReasonR\x06reason\"\xfc\x02\n" +
 	"\x06Accept\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x1a\n" +
 	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x18\n" +
@@ -6843,7 +6864,9 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\x05parts\x18\n" +
 	" \x01(\rR\x05parts\x12\x1b\n" +
 	"\tbody_size\x18\v \x01(\x04R\bbodySize\x12\x19\n" +
-	"\bbody_sum\x18\f \x01(\aR\abodySum\"_\n" +
+	"\bbody_sum\x18\f \x01(\aR\abodySum\x12\x1f\n" +
+	"\vrun_session\x18\r \x01(\x04R\n" +
+	"runSession\"_\n" +
 	"\aPutPart\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\rR\x06number\x12\x12\n" +
@@ -7469,105 +7492,106 @@ var file_slimfaas_proto_depIdxs = []int32{
 	13,  // 12: slimfaas.v1.Op.put_part:type_name -> slimfaas.v1.PutPart
 	14,  // 13: slimfaas.v1.Op.drop_upload:type_name -> slimfaas.v1.DropUpload
 	0,   // 14: slimfaas.v1.OpResult.code:type_name -> slimfaas.v1.Code
-	1,   // 15: slimfaas.v1.OpResult.reason:type_name -> slimfaas.v1.Reason
-	2,   // 16: slimfaas.v1.OpenSession.kind:type_name -> slimfaas.v1.SessionKind
-	23,  // 17: slimfaas.v1.RecordActivity.activities:type_name -> slimfaas.v1.Activity
-	0,   // 18: slimfaas.v1.HeartbeatResponse.code:type_name -> slimfaas.v1.Code
-	29,  // 19: slimfaas.v1.DeliverUp.hello:type_name -> slimfaas.v1.Hello
-	30,  // 20: slimfaas.v1.DeliverUp.capacity:type_name -> slimfaas.v1.Capacity
-	39,  // 21: slimfaas.v1.DeliverUp.result:type_name -> slimfaas.v1.TryResult
-	32,  // 22: slimfaas.v1.DeliverUp.heartbeat:type_name -> slimfaas.v1.HeldHeartbeat
-	33,  // 23: slimfaas.v1.DeliverDown.welcome:type_name -> slimfaas.v1.Welcome
-	34,  // 24: slimfaas.v1.DeliverDown.grant:type_name -> slimfaas.v1.Grant
-	37,  // 25: slimfaas.v1.DeliverDown.grant_frame:type_name -> slimfaas.v1.GrantFrame
-	38,  // 26: slimfaas.v1.DeliverDown.withdraw:type_name -> slimfaas.v1.Withdraw
-	40,  // 27: slimfaas.v1.DeliverDown.result_ack:type_name -> slimfaas.v1.ResultAck
-	41,  // 28: slimfaas.v1.DeliverDown.list_held:type_name -> slimfaas.v1.ListHeld
-	7,   // 29: slimfaas.v1.DeliverDown.not_leader:type_name -> slimfaas.v1.NotLeader
-	30,  // 30: slimfaas.v1.Hello.capacity:type_name -> slimfaas.v1.Capacity
-	31,  // 31: slimfaas.v1.Hello.held:type_name -> slimfaas.v1.Held
-	31,  // 32: slimfaas.v1.HeldHeartbeat.held:type_name -> slimfaas.v1.Held
-	3,   // 33: slimfaas.v1.TryResult.outcome:type_name -> slimfaas.v1.TryOutcome
-	0,   // 34: slimfaas.v1.ResultAck.code:type_name -> slimfaas.v1.Code
-	44,  // 35: slimfaas.v1.StoredRequest.headers:type_name -> slimfaas.v1.Header
-	44,  // 36: slimfaas.v1.StoredAnswer.headers:type_name -> slimfaas.v1.Header
-	55,  // 37: slimfaas.v1.GetCallResponse.call:type_name -> slimfaas.v1.Call
-	55,  // 38: slimfaas.v1.GetResultResponse.call:type_name -> slimfaas.v1.Call
-	0,   // 39: slimfaas.v1.ListDeadResponse.code:type_name -> slimfaas.v1.Code
-	55,  // 40: slimfaas.v1.ListDeadResponse.calls:type_name -> slimfaas.v1.Call
-	4,   // 41: slimfaas.v1.Call.state:type_name -> slimfaas.v1.CallState
-	58,  // 42: slimfaas.v1.FactsResponse.sessions:type_name -> slimfaas.v1.Session
-	59,  // 43: slimfaas.v1.FactsResponse.locks:type_name -> slimfaas.v1.Lock
-	60,  // 44: slimfaas.v1.FactsResponse.history:type_name -> slimfaas.v1.LastActivity
-	61,  // 45: slimfaas.v1.FactsResponse.overrides:type_name -> slimfaas.v1.Override
-	2,   // 46: slimfaas.v1.Session.kind:type_name -> slimfaas.v1.SessionKind
-	65,  // 47: slimfaas.v1.ClusterResponse.members:type_name -> slimfaas.v1.Member
-	64,  // 48: slimfaas.v1.NodeResponse.cluster:type_name -> slimfaas.v1.ClusterResponse
-	65,  // 49: slimfaas.v1.AddMemberRequest.member:type_name -> slimfaas.v1.Member
-	76,  // 50: slimfaas.v1.BackupResponse.header:type_name -> slimfaas.v1.BackupHeader
-	77,  // 51: slimfaas.v1.BackupResponse.end:type_name -> slimfaas.v1.BackupEnd
-	78,  // 52: slimfaas.v1.FunctionRecord.version:type_name -> slimfaas.v1.Version
-	80,  // 53: slimfaas.v1.FunctionRecord.replicas:type_name -> slimfaas.v1.Replica
-	5,   // 54: slimfaas.v1.Replica.state:type_name -> slimfaas.v1.ReplicaState
-	81,  // 55: slimfaas.v1.Replica.probe:type_name -> slimfaas.v1.Probe
-	6,   // 56: slimfaas.v1.Probe.kind:type_name -> slimfaas.v1.ProbeKind
-	78,  // 57: slimfaas.v1.TableDigest.version:type_name -> slimfaas.v1.Version
-	78,  // 58: slimfaas.v1.PullRequest.since:type_name -> slimfaas.v1.Version
-	82,  // 59: slimfaas.v1.PullResponse.digest:type_name -> slimfaas.v1.TableDigest
-	79,  // 60: slimfaas.v1.PullResponse.records:type_name -> slimfaas.v1.FunctionRecord
-	80,  // 61: slimfaas.v1.Sighting.replica:type_name -> slimfaas.v1.Replica
-	79,  // 62: slimfaas.v1.RecordAnnouncement.record:type_name -> slimfaas.v1.FunctionRecord
-	78,  // 63: slimfaas.v1.RecordAnnouncement.version:type_name -> slimfaas.v1.Version
-	89,  // 64: slimfaas.v1.LoadReport.functions:type_name -> slimfaas.v1.FunctionLoad
-	90,  // 65: slimfaas.v1.FunctionLoad.draining:type_name -> slimfaas.v1.DrainReport
-	78,  // 66: slimfaas.v1.DrainReport.version:type_name -> slimfaas.v1.Version
-	92,  // 67: slimfaas.v1.DemandReport.functions:type_name -> slimfaas.v1.FunctionDemand
-	42,  // 68: slimfaas.v1.EventShare.request:type_name -> slimfaas.v1.StoredRequest
-	98,  // 69: slimfaas.v1.EventShare.targets:type_name -> slimfaas.v1.EventTarget
-	101, // 70: slimfaas.v1.EventShareResult.results:type_name -> slimfaas.v1.EventResult
-	8,   // 71: slimfaas.v1.QueueService.Submit:input_type -> slimfaas.v1.SubmitRequest
-	27,  // 72: slimfaas.v1.QueueService.Deliver:input_type -> slimfaas.v1.DeliverUp
-	25,  // 73: slimfaas.v1.QueueService.Heartbeat:input_type -> slimfaas.v1.HeartbeatRequest
-	45,  // 74: slimfaas.v1.QueueService.GetCall:input_type -> slimfaas.v1.GetCallRequest
-	47,  // 75: slimfaas.v1.QueueService.GetResult:input_type -> slimfaas.v1.GetResultRequest
-	49,  // 76: slimfaas.v1.QueueService.ListDead:input_type -> slimfaas.v1.ListDeadRequest
-	51,  // 77: slimfaas.v1.QueueService.Redrive:input_type -> slimfaas.v1.RedriveRequest
-	53,  // 78: slimfaas.v1.QueueService.Purge:input_type -> slimfaas.v1.PurgeRequest
-	56,  // 79: slimfaas.v1.QueueService.Facts:input_type -> slimfaas.v1.FactsRequest
-	62,  // 80: slimfaas.v1.QueueService.Demand:input_type -> slimfaas.v1.DemandRequest
-	63,  // 81: slimfaas.v1.QueueService.Cluster:input_type -> slimfaas.v1.ClusterRequest
-	35,  // 82: slimfaas.v1.QueueService.ReadPayload:input_type -> slimfaas.v1.ReadPayloadRequest
-	83,  // 83: slimfaas.v1.TableService.Pull:input_type -> slimfaas.v1.PullRequest
-	66,  // 84: slimfaas.v1.AdminService.Node:input_type -> slimfaas.v1.NodeRequest
-	68,  // 85: slimfaas.v1.AdminService.AddMember:input_type -> slimfaas.v1.AddMemberRequest
-	69,  // 86: slimfaas.v1.AdminService.PromoteMember:input_type -> slimfaas.v1.PromoteMemberRequest
-	70,  // 87: slimfaas.v1.AdminService.RemoveMember:input_type -> slimfaas.v1.RemoveMemberRequest
-	72,  // 88: slimfaas.v1.AdminService.Transfer:input_type -> slimfaas.v1.TransferRequest
-	74,  // 89: slimfaas.v1.AdminService.Backup:input_type -> slimfaas.v1.BackupRequest
-	9,   // 90: slimfaas.v1.QueueService.Submit:output_type -> slimfaas.v1.SubmitResponse
-	28,  // 91: slimfaas.v1.QueueService.Deliver:output_type -> slimfaas.v1.DeliverDown
-	26,  // 92: slimfaas.v1.QueueService.Heartbeat:output_type -> slimfaas.v1.HeartbeatResponse
-	46,  // 93: slimfaas.v1.QueueService.GetCall:output_type -> slimfaas.v1.GetCallResponse
-	48,  // 94: slimfaas.v1.QueueService.GetResult:output_type -> slimfaas.v1.GetResultResponse
-	50,  // 95: slimfaas.v1.QueueService.ListDead:output_type -> slimfaas.v1.ListDeadResponse
-	52,  // 96: slimfaas.v1.QueueService.Redrive:output_type -> slimfaas.v1.RedriveResponse
-	54,  // 97: slimfaas.v1.QueueService.Purge:output_type -> slimfaas.v1.PurgeResponse
-	57,  // 98: slimfaas.v1.QueueService.Facts:output_type -> slimfaas.v1.FactsResponse
-	91,  // 99: slimfaas.v1.QueueService.Demand:output_type -> slimfaas.v1.DemandReport
-	64,  // 100: slimfaas.v1.QueueService.Cluster:output_type -> slimfaas.v1.ClusterResponse
-	36,  // 101: slimfaas.v1.QueueService.ReadPayload:output_type -> slimfaas.v1.ReadPayloadResponse
-	84,  // 102: slimfaas.v1.TableService.Pull:output_type -> slimfaas.v1.PullResponse
-	67,  // 103: slimfaas.v1.AdminService.Node:output_type -> slimfaas.v1.NodeResponse
-	71,  // 104: slimfaas.v1.AdminService.AddMember:output_type -> slimfaas.v1.ChangeResponse
-	71,  // 105: slimfaas.v1.AdminService.PromoteMember:output_type -> slimfaas.v1.ChangeResponse
-	71,  // 106: slimfaas.v1.AdminService.RemoveMember:output_type -> slimfaas.v1.ChangeResponse
-	73,  // 107: slimfaas.v1.AdminService.Transfer:output_type -> slimfaas.v1.TransferResponse
-	75,  // 108: slimfaas.v1.AdminService.Backup:output_type -> slimfaas.v1.BackupResponse
-	90,  // [90:109] is the sub-list for method output_type
-	71,  // [71:90] is the sub-list for method input_type
-	71,  // [71:71] is the sub-list for extension type_name
-	71,  // [71:71] is the sub-list for extension extendee
-	0,   // [0:71] is the sub-list for field type_name
+	34,  // 15: slimfaas.v1.OpResult.run:type_name -> slimfaas.v1.Grant
+	1,   // 16: slimfaas.v1.OpResult.reason:type_name -> slimfaas.v1.Reason
+	2,   // 17: slimfaas.v1.OpenSession.kind:type_name -> slimfaas.v1.SessionKind
+	23,  // 18: slimfaas.v1.RecordActivity.activities:type_name -> slimfaas.v1.Activity
+	0,   // 19: slimfaas.v1.HeartbeatResponse.code:type_name -> slimfaas.v1.Code
+	29,  // 20: slimfaas.v1.DeliverUp.hello:type_name -> slimfaas.v1.Hello
+	30,  // 21: slimfaas.v1.DeliverUp.capacity:type_name -> slimfaas.v1.Capacity
+	39,  // 22: slimfaas.v1.DeliverUp.result:type_name -> slimfaas.v1.TryResult
+	32,  // 23: slimfaas.v1.DeliverUp.heartbeat:type_name -> slimfaas.v1.HeldHeartbeat
+	33,  // 24: slimfaas.v1.DeliverDown.welcome:type_name -> slimfaas.v1.Welcome
+	34,  // 25: slimfaas.v1.DeliverDown.grant:type_name -> slimfaas.v1.Grant
+	37,  // 26: slimfaas.v1.DeliverDown.grant_frame:type_name -> slimfaas.v1.GrantFrame
+	38,  // 27: slimfaas.v1.DeliverDown.withdraw:type_name -> slimfaas.v1.Withdraw
+	40,  // 28: slimfaas.v1.DeliverDown.result_ack:type_name -> slimfaas.v1.ResultAck
+	41,  // 29: slimfaas.v1.DeliverDown.list_held:type_name -> slimfaas.v1.ListHeld
+	7,   // 30: slimfaas.v1.DeliverDown.not_leader:type_name -> slimfaas.v1.NotLeader
+	30,  // 31: slimfaas.v1.Hello.capacity:type_name -> slimfaas.v1.Capacity
+	31,  // 32: slimfaas.v1.Hello.held:type_name -> slimfaas.v1.Held
+	31,  // 33: slimfaas.v1.HeldHeartbeat.held:type_name -> slimfaas.v1.Held
+	3,   // 34: slimfaas.v1.TryResult.outcome:type_name -> slimfaas.v1.TryOutcome
+	0,   // 35: slimfaas.v1.ResultAck.code:type_name -> slimfaas.v1.Code
+	44,  // 36: slimfaas.v1.StoredRequest.headers:type_name -> slimfaas.v1.Header
+	44,  // 37: slimfaas.v1.StoredAnswer.headers:type_name -> slimfaas.v1.Header
+	55,  // 38: slimfaas.v1.GetCallResponse.call:type_name -> slimfaas.v1.Call
+	55,  // 39: slimfaas.v1.GetResultResponse.call:type_name -> slimfaas.v1.Call
+	0,   // 40: slimfaas.v1.ListDeadResponse.code:type_name -> slimfaas.v1.Code
+	55,  // 41: slimfaas.v1.ListDeadResponse.calls:type_name -> slimfaas.v1.Call
+	4,   // 42: slimfaas.v1.Call.state:type_name -> slimfaas.v1.CallState
+	58,  // 43: slimfaas.v1.FactsResponse.sessions:type_name -> slimfaas.v1.Session
+	59,  // 44: slimfaas.v1.FactsResponse.locks:type_name -> slimfaas.v1.Lock
+	60,  // 45: slimfaas.v1.FactsResponse.history:type_name -> slimfaas.v1.LastActivity
+	61,  // 46: slimfaas.v1.FactsResponse.overrides:type_name -> slimfaas.v1.Override
+	2,   // 47: slimfaas.v1.Session.kind:type_name -> slimfaas.v1.SessionKind
+	65,  // 48: slimfaas.v1.ClusterResponse.members:type_name -> slimfaas.v1.Member
+	64,  // 49: slimfaas.v1.NodeResponse.cluster:type_name -> slimfaas.v1.ClusterResponse
+	65,  // 50: slimfaas.v1.AddMemberRequest.member:type_name -> slimfaas.v1.Member
+	76,  // 51: slimfaas.v1.BackupResponse.header:type_name -> slimfaas.v1.BackupHeader
+	77,  // 52: slimfaas.v1.BackupResponse.end:type_name -> slimfaas.v1.BackupEnd
+	78,  // 53: slimfaas.v1.FunctionRecord.version:type_name -> slimfaas.v1.Version
+	80,  // 54: slimfaas.v1.FunctionRecord.replicas:type_name -> slimfaas.v1.Replica
+	5,   // 55: slimfaas.v1.Replica.state:type_name -> slimfaas.v1.ReplicaState
+	81,  // 56: slimfaas.v1.Replica.probe:type_name -> slimfaas.v1.Probe
+	6,   // 57: slimfaas.v1.Probe.kind:type_name -> slimfaas.v1.ProbeKind
+	78,  // 58: slimfaas.v1.TableDigest.version:type_name -> slimfaas.v1.Version
+	78,  // 59: slimfaas.v1.PullRequest.since:type_name -> slimfaas.v1.Version
+	82,  // 60: slimfaas.v1.PullResponse.digest:type_name -> slimfaas.v1.TableDigest
+	79,  // 61: slimfaas.v1.PullResponse.records:type_name -> slimfaas.v1.FunctionRecord
+	80,  // 62: slimfaas.v1.Sighting.replica:type_name -> slimfaas.v1.Replica
+	79,  // 63: slimfaas.v1.RecordAnnouncement.record:type_name -> slimfaas.v1.FunctionRecord
+	78,  // 64: slimfaas.v1.RecordAnnouncement.version:type_name -> slimfaas.v1.Version
+	89,  // 65: slimfaas.v1.LoadReport.functions:type_name -> slimfaas.v1.FunctionLoad
+	90,  // 66: slimfaas.v1.FunctionLoad.draining:type_name -> slimfaas.v1.DrainReport
+	78,  // 67: slimfaas.v1.DrainReport.version:type_name -> slimfaas.v1.Version
+	92,  // 68: slimfaas.v1.DemandReport.functions:type_name -> slimfaas.v1.FunctionDemand
+	42,  // 69: slimfaas.v1.EventShare.request:type_name -> slimfaas.v1.StoredRequest
+	98,  // 70: slimfaas.v1.EventShare.targets:type_name -> slimfaas.v1.EventTarget
+	101, // 71: slimfaas.v1.EventShareResult.results:type_name -> slimfaas.v1.EventResult
+	8,   // 72: slimfaas.v1.QueueService.Submit:input_type -> slimfaas.v1.SubmitRequest
+	27,  // 73: slimfaas.v1.QueueService.Deliver:input_type -> slimfaas.v1.DeliverUp
+	25,  // 74: slimfaas.v1.QueueService.Heartbeat:input_type -> slimfaas.v1.HeartbeatRequest
+	45,  // 75: slimfaas.v1.QueueService.GetCall:input_type -> slimfaas.v1.GetCallRequest
+	47,  // 76: slimfaas.v1.QueueService.GetResult:input_type -> slimfaas.v1.GetResultRequest
+	49,  // 77: slimfaas.v1.QueueService.ListDead:input_type -> slimfaas.v1.ListDeadRequest
+	51,  // 78: slimfaas.v1.QueueService.Redrive:input_type -> slimfaas.v1.RedriveRequest
+	53,  // 79: slimfaas.v1.QueueService.Purge:input_type -> slimfaas.v1.PurgeRequest
+	56,  // 80: slimfaas.v1.QueueService.Facts:input_type -> slimfaas.v1.FactsRequest
+	62,  // 81: slimfaas.v1.QueueService.Demand:input_type -> slimfaas.v1.DemandRequest
+	63,  // 82: slimfaas.v1.QueueService.Cluster:input_type -> slimfaas.v1.ClusterRequest
+	35,  // 83: slimfaas.v1.QueueService.ReadPayload:input_type -> slimfaas.v1.ReadPayloadRequest
+	83,  // 84: slimfaas.v1.TableService.Pull:input_type -> slimfaas.v1.PullRequest
+	66,  // 85: slimfaas.v1.AdminService.Node:input_type -> slimfaas.v1.NodeRequest
+	68,  // 86: slimfaas.v1.AdminService.AddMember:input_type -> slimfaas.v1.AddMemberRequest
+	69,  // 87: slimfaas.v1.AdminService.PromoteMember:input_type -> slimfaas.v1.PromoteMemberRequest
+	70,  // 88: slimfaas.v1.AdminService.RemoveMember:input_type -> slimfaas.v1.RemoveMemberRequest
+	72,  // 89: slimfaas.v1.AdminService.Transfer:input_type -> slimfaas.v1.TransferRequest
+	74,  // 90: slimfaas.v1.AdminService.Backup:input_type -> slimfaas.v1.BackupRequest
+	9,   // 91: slimfaas.v1.QueueService.Submit:output_type -> slimfaas.v1.SubmitResponse
+	28,  // 92: slimfaas.v1.QueueService.Deliver:output_type -> slimfaas.v1.DeliverDown
+	26,  // 93: slimfaas.v1.QueueService.Heartbeat:output_type -> slimfaas.v1.HeartbeatResponse
+	46,  // 94: slimfaas.v1.QueueService.GetCall:output_type -> slimfaas.v1.GetCallResponse
+	48,  // 95: slimfaas.v1.QueueService.GetResult:output_type -> slimfaas.v1.GetResultResponse
+	50,  // 96: slimfaas.v1.QueueService.ListDead:output_type -> slimfaas.v1.ListDeadResponse
+	52,  // 97: slimfaas.v1.QueueService.Redrive:output_type -> slimfaas.v1.RedriveResponse
+	54,  // 98: slimfaas.v1.QueueService.Purge:output_type -> slimfaas.v1.PurgeResponse
+	57,  // 99: slimfaas.v1.QueueService.Facts:output_type -> slimfaas.v1.FactsResponse
+	91,  // 100: slimfaas.v1.QueueService.Demand:output_type -> slimfaas.v1.DemandReport
+	64,  // 101: slimfaas.v1.QueueService.Cluster:output_type -> slimfaas.v1.ClusterResponse
+	36,  // 102: slimfaas.v1.QueueService.ReadPayload:output_type -> slimfaas.v1.ReadPayloadResponse
+	84,  // 103: slimfaas.v1.TableService.Pull:output_type -> slimfaas.v1.PullResponse
+	67,  // 104: slimfaas.v1.AdminService.Node:output_type -> slimfaas.v1.NodeResponse
+	71,  // 105: slimfaas.v1.AdminService.AddMember:output_type -> slimfaas.v1.ChangeResponse
+	71,  // 106: slimfaas.v1.AdminService.PromoteMember:output_type -> slimfaas.v1.ChangeResponse
+	71,  // 107: slimfaas.v1.AdminService.RemoveMember:output_type -> slimfaas.v1.ChangeResponse
+	73,  // 108: slimfaas.v1.AdminService.Transfer:output_type -> slimfaas.v1.TransferResponse
+	75,  // 109: slimfaas.v1.AdminService.Backup:output_type -> slimfaas.v1.BackupResponse
+	91,  // [91:110] is the sub-list for method output_type
+	72,  // [72:91] is the sub-list for method input_type
+	72,  // [72:72] is the sub-list for extension type_name
+	72,  // [72:72] is the sub-list for extension extendee
+	0,   // [0:72] is the sub-list for field type_name
 }
 
 func init() { file_slimfaas_proto_init() }

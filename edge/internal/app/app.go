@@ -183,7 +183,7 @@ func (a *App) listeners() {
 	api.Handle(route.Function, (&caller{waker: a.waker, forwarder: a.forwarder}).call)
 	api.HandleWake(a.waker.Wake)
 	budget := message.NewBudget(o.Taking, o.TakingBytes)
-	accepter := async.Accepter{Do: a.do}
+	accepter := async.Accepter{Do: a.do, Runs: a.deliverer}
 	uploader := async.NewUploader(a.do, func() uint64 { return a.deliverer.State().Session })
 	api.HandleAsync(httpapi.Async{
 		Accept: accepter.Accept,

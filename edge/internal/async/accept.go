@@ -49,7 +49,11 @@ func (e *RefusedError) Code() wire.Code { return e.code }
 func (e *RefusedError) Unknown() bool { return e.unknown }
 
 // Accepter takes calls.
-type Accepter struct{ Do Do }
+type Accepter struct {
+	Do Do
+	// Runs delivers calls; where one waits for nothing, its first try comes with the answer. Nil: it never does.
+	Runs *Deliverer
+}
 
 // Accept enqueues a call of a function and returns its id when the queue has it durably, at most AcceptWithin later. The error is a
 // *RefusedError wherever the call got as far as an id.
@@ -89,9 +93,23 @@ func (a Accepter) handOver(ctx context.Context, id message.ID, accept *wire.Acce
 	refuse := func(code wire.Code, unknown bool, err error) (string, error) {
 		return "", &RefusedError{id: id, code: code, unknown: unknown, err: err}
 	}
+	if a.Runs != nil && accept.GetParts() == 0 && accept.GetDelayMs() == 0 {
+		accept.RunSession = a.Runs.Expect(id)
+	}
+	if accept.GetRunSession() != 0 {
+		// Not given up with the caller: the try in an answer that nobody waits for would be late by two heartbeats.
+		ctx = context.WithoutCancel(ctx)
+	}
 	ctx, cancel := context.WithTimeout(ctx, AcceptWithin)
 	defer cancel()
 	result, err := a.Do(ctx, &wire.Op{Op: &wire.Op_Accept{Accept: accept}})
+	if session := accept.GetRunSession(); session != 0 {
+		try := result.GetRun()
+		if try != nil {
+			try.Payload, try.Size = accept.GetPayload(), uint64(len(accept.GetPayload()))
+		}
+		a.Runs.Expected(id, session, try)
+	}
 	switch {
 	case errors.Is(err, queueclient.ErrFull):
 		return refuse(wire.Code_CODE_FULL, false, err)

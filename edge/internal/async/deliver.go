@@ -63,14 +63,16 @@ type Deliverer struct {
 	answers     *message.Budget // what answers that callers want take until they are handed in
 	tries       sync.WaitGroup
 
-	mu        sync.Mutex // guards all below; never held across I/O
+	mu        sync.Mutex      // guards all below; never held across I/O
+	root      context.Context // of every try; set by Run
 	held      map[key]*held
-	bytes     int64             // of payloads held
-	unsent    []*held           // with a result to be sent on this connection
-	again     []*held           // the same, with the next heartbeat: the leader could not record it
-	loose     []*wire.TryResult // refusals of tries that are not held
-	session   uint64            // 0: none yet
-	conn      *connection       // nil while there is none
+	expected  map[message.ID]struct{} // accepts under way that may bring their first try
+	bytes     int64                   // of payloads held
+	unsent    []*held                 // with a result to be sent on this connection
+	again     []*held                 // the same, with the next heartbeat: the leader could not record it
+	loose     []*wire.TryResult       // refusals of tries that are not held
+	session   uint64                  // 0: none yet
+	conn      *connection             // nil while there is none
 	draining  bool
 	emptied   chan struct{}                         // while draining: closed when nothing is held
 	listeners map[string]map[chan struct{}]struct{} // tries that wait for a change of a function's record
@@ -90,7 +92,7 @@ func New(opts Options) *Deliverer {
 	return &Deliverer{
 		opts: opts, incarnation: uuid.NewString(), transport: message.NewTransport(),
 		answers: message.NewBudget(math.MaxInt64, opts.MaxBytes),
-		held:    map[key]*held{}, listeners: map[string]map[chan struct{}]struct{}{},
+		held:    map[key]*held{}, expected: map[message.ID]struct{}{}, listeners: map[string]map[chan struct{}]struct{}{},
 	}
 }
 
@@ -124,6 +126,9 @@ func (d *Deliverer) Run(ctx context.Context) error {
 	defer endLife()
 	root, endTries := context.WithCancelCause(life)
 	defer endTries(nil)
+	d.mu.Lock()
+	d.root = root
+	d.mu.Unlock()
 
 	var stopper sync.WaitGroup
 	stopper.Go(func() {
@@ -132,7 +137,7 @@ func (d *Deliverer) Run(ctx context.Context) error {
 		endLife()
 	})
 	for life.Err() == nil {
-		err := d.connect(life, root)
+		err := d.connect(life)
 		if life.Err() != nil {
 			break
 		}
@@ -154,8 +159,8 @@ var (
 	errStopped = errors.New("the edge was stopped")
 )
 
-// connect lives through one connection; root is the context of every try.
-func (d *Deliverer) connect(life, root context.Context) error {
+// connect lives through one connection.
+func (d *Deliverer) connect(life context.Context) error {
 	ctx, cancel := context.WithCancel(life)
 	defer cancel()
 	stream, node, err := d.opts.Open(ctx)
@@ -206,7 +211,7 @@ func (d *Deliverer) connect(life, root context.Context) error {
 		if down.GetNotLeader() != nil {
 			return errMoved
 		}
-		d.take(root, c, down)
+		d.take(c, down)
 	}
 }
 
@@ -228,7 +233,7 @@ func (d *Deliverer) begin(stream Stream, node string) (*connection, *wire.Delive
 	c := &connection{node: node, stream: stream, wake: make(chan struct{}, 1), capacity: d.capacity()}
 	return c, &wire.DeliverUp{Up: &wire.DeliverUp_Hello{Hello: &wire.Hello{
 		Name: d.opts.Name, Incarnation: d.incarnation, Address: d.opts.Address,
-		Capacity: &wire.Capacity{MaxHeld: c.capacity}, Held: list(d.held),
+		Capacity: &wire.Capacity{MaxHeld: c.capacity}, Held: list(d.held, d.expected),
 	}}}
 }
 
@@ -299,7 +304,7 @@ func (d *Deliverer) due(c *connection, beat, listed bool) []*wire.DeliverUp {
 	d.loose = nil
 	if listed = listed || c.list; beat || listed {
 		c.list = false
-		ups = append(ups, &wire.DeliverUp{Up: &wire.DeliverUp_Heartbeat{Heartbeat: heartbeat(d.held, listed)}})
+		ups = append(ups, &wire.DeliverUp{Up: &wire.DeliverUp_Heartbeat{Heartbeat: heartbeat(d.held, d.expected, listed)}})
 	}
 	return ups
 }

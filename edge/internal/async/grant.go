@@ -8,13 +8,13 @@ import (
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
 
-// take handles one message of the leader. root is the context of every try.
-func (d *Deliverer) take(root context.Context, c *connection, down *wire.DeliverDown) {
+// take handles one message of the leader.
+func (d *Deliverer) take(c *connection, down *wire.DeliverDown) {
 	switch m := down.GetDown().(type) {
 	case *wire.DeliverDown_Grant:
-		d.grant(root, m.Grant)
+		d.grant(m.Grant)
 	case *wire.DeliverDown_GrantFrame:
-		d.frame(root, m.GrantFrame)
+		d.frame(m.GrantFrame)
 	case *wire.DeliverDown_Withdraw:
 		d.withdraw(m.Withdraw)
 	case *wire.DeliverDown_ResultAck:
@@ -29,14 +29,19 @@ func (d *Deliverer) take(root context.Context, c *connection, down *wire.Deliver
 	}
 }
 
-func (d *Deliverer) grant(root context.Context, g *wire.Grant) {
+func (d *Deliverer) grant(g *wire.Grant) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.hold(g)
+}
+
+// hold takes a try and begins it when its payload is whole. Holds mu.
+func (d *Deliverer) hold(g *wire.Grant) {
 	k, ok := keyOf(g.GetId(), g.GetFence())
 	if !ok {
 		d.opts.Log.Error("grant without a proper id", "fn", g.GetFunction())
 		return
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	if h := d.held[k]; h != nil { // told twice: once is carried out
 		if h.result != nil {
 			d.unsent = append(d.unsent, h)
@@ -68,11 +73,11 @@ func (d *Deliverer) grant(root context.Context, g *wire.Grant) {
 		g.Payload = nil
 		return
 	}
-	d.start(root, h)
+	d.start(h)
 }
 
 // frame adds a piece of a payload.
-func (d *Deliverer) frame(root context.Context, f *wire.GrantFrame) {
+func (d *Deliverer) frame(f *wire.GrantFrame) {
 	k, _ := keyOf(f.GetId(), f.GetFence())
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -87,18 +92,18 @@ func (d *Deliverer) frame(root context.Context, f *wire.GrantFrame) {
 	h.buffer = append(h.buffer, f.GetData()...)
 	if int64(len(h.buffer)) == h.size {
 		h.grant.Payload, h.buffer = h.buffer, nil
-		d.start(root, h)
+		d.start(h)
 	}
 }
 
 // start begins the try. Holds mu.
-func (d *Deliverer) start(root context.Context, h *held) {
+func (d *Deliverer) start(h *held) {
 	payload := h.grant.GetPayload()
 	h.grant.Payload = nil
 	if d.capacity() < d.opts.MaxHeld {
 		d.nudge() // full of bytes
 	}
-	ctx, cancel := context.WithDeadline(root, h.until)
+	ctx, cancel := context.WithDeadline(d.root, h.until)
 	h.cancel = cancel
 	d.tries.Go(func() {
 		defer cancel()

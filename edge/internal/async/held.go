@@ -40,19 +40,23 @@ type held struct {
 func (h *held) assembling() bool { return h.result == nil && h.buffer != nil }
 
 // heartbeat describes what is held, as HeldHeartbeat defines it.
-func heartbeat(all map[key]*held, listed bool) *wire.HeldHeartbeat {
+func heartbeat(all map[key]*held, expected map[message.ID]struct{}, listed bool) *wire.HeldHeartbeat {
 	beat := &wire.HeldHeartbeat{Count: uint32(len(all)), Listed: listed}
 	for k := range all {
 		beat.Hash += k.hash()
 	}
 	if listed {
-		beat.Held = list(all)
+		beat.Held = list(all, expected)
 	}
 	return beat
 }
 
-func list(all map[key]*held) []*wire.Held {
-	out := make([]*wire.Held, 0, len(all))
+// list what is held, and, with fence 0, what may be any moment.
+func list(all map[key]*held, expected map[message.ID]struct{}) []*wire.Held {
+	out := make([]*wire.Held, 0, len(all)+len(expected))
+	for id := range expected {
+		out = append(out, &wire.Held{Id: id[:]})
+	}
 	for k := range all {
 		out = append(out, &wire.Held{Id: k.id[:], Fence: k.fence})
 	}

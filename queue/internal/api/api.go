@@ -12,6 +12,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/slimfaas/slimfaas/queue/internal/command"
+	"github.com/slimfaas/slimfaas/queue/internal/dispatch"
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
 	"github.com/slimfaas/slimfaas/shared/serve"
 	"github.com/slimfaas/slimfaas/shared/table"
@@ -73,6 +74,9 @@ type Dispatcher interface {
 	Heartbeat(session uint64, incarnation string) (live bool, err error)
 	Callback(id command.ID, function string, success bool) (f command.Finish, found bool, err error)
 	Demand() (*wire.DemandReport, error)
+	// Reserve keeps a run slot for a call that is being accepted, to be settled with the result of its grant; nil: it takes its turn.
+	Reserve(id command.ID, function string, session uint64) *dispatch.Reservation
+	Settle(r *dispatch.Reservation, granted *fsm.Result) *wire.Grant
 }
 
 // Config of the API.

@@ -10,6 +10,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/slimfaas/slimfaas/queue/internal/command"
+	"github.com/slimfaas/slimfaas/queue/internal/dispatch"
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
@@ -25,6 +26,7 @@ func (s *Server) Submit(
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
 	b := submission{server: s, results: make([]*wire.OpResult, len(ops)), now: time.Now()}
+	defer b.settle()
 	for i := 0; i < len(ops); {
 		n, err := b.add(ctx, ops, i)
 		if err != nil {
@@ -59,10 +61,12 @@ type submission struct {
 	owners   []owner
 }
 
-// owner is the run of operations that one command stands for: an accept and its frames are several.
+// owner is the run of operations that one command stands for: an accept and its frames are several. The grant that goes with an
+// accept stands for none.
 type owner struct {
 	first, count int
 	callback     bool
+	run          *dispatch.Reservation // of a grant, until it is settled
 }
 
 // add turns the operation at i, and what belongs to it, into a command or a refusal. n operations are dealt with.
@@ -198,7 +202,26 @@ func (b *submission) accept(a *wire.Accept, ops []*wire.Op, i int) (n int) {
 		return refuse(wire.Code_CODE_INVALID, "parts and size of the body do not go together")
 	}
 	b.propose(command.Accept{ID: id, Function: a.GetFunction(), Payload: payload, AcceptOptions: options, Body: body}, owner{first: i, count: n})
+	if a.GetRunSession() != 0 && options.NotBeforeUnixMs == 0 && body.Parts == 0 {
+		if run := b.server.config.Dispatcher.Reserve(id, a.GetFunction(), a.GetRunSession()); run != nil {
+			b.propose(run.Grant(), owner{first: i, run: run})
+		}
+	}
 	return n
+}
+
+// settle the grants that were not proposed, or whose outcome is not known.
+func (b *submission) settle() {
+	for i := range b.owners {
+		b.drop(&b.owners[i])
+	}
+}
+
+func (b *submission) drop(o *owner) {
+	if o.run != nil {
+		b.server.config.Dispatcher.Settle(o.run, nil)
+		o.run = nil
+	}
 }
 
 // options turns what a caller asks for into times on this leader's clock. wrong says why it cannot be had; empty: it can.
@@ -312,7 +335,13 @@ func (b *submission) refuseWhenFull() {
 	b.server.config.Node.View(func(m *fsm.Machine) {
 		unfinished, _, _ := m.Sizes()
 		kept := 0
+		refused := false
 		for i, c := range b.commands {
+			if b.owners[i].run != nil && refused { // its accept
+				b.drop(&b.owners[i])
+				continue
+			}
+			refused = false
 			if p, ok := c.(command.PutPart); ok && p.Number == 0 && uint64(unfinished) >= limit {
 				b.refuse(b.owners[i].first, b.owners[i].count, wire.Code_CODE_FULL, fmt.Sprintf("%d calls wait already, the limit is %d", unfinished, limit))
 				continue // before the caller has sent the rest of it
@@ -320,6 +349,7 @@ func (b *submission) refuseWhenFull() {
 			if a, ok := c.(command.Accept); ok {
 				if !m.Known(a) && uint64(unfinished) >= limit {
 					b.refuse(b.owners[i].first, b.owners[i].count, wire.Code_CODE_FULL, fmt.Sprintf("%d calls wait already, the limit is %d", unfinished, limit))
+					refused = true
 					continue
 				}
 				unfinished++
@@ -333,6 +363,11 @@ func (b *submission) refuseWhenFull() {
 
 func (b *submission) answer(results []fsm.Result, index uint64) {
 	for i, o := range b.owners {
+		if o.run != nil {
+			b.owners[i].run = nil
+			b.results[o.first].Run = b.server.config.Dispatcher.Settle(o.run, &results[i])
+			continue
+		}
 		r := &wire.OpResult{Code: code(results[i].Code), Detail: results[i].Detail, Repeated: results[i].Repeated}
 		if r.GetCode() == wire.Code_CODE_OK {
 			r.Index = index

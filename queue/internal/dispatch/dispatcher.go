@@ -72,6 +72,7 @@ type Dispatcher struct {
 	mu       sync.Mutex // guards the rest and all in office; taken after the node's own lock (View), never before
 	office   *office    // nil: not leading
 	draining bool       // no more streams
+	direct   uint64     // tries that went with the accept
 }
 
 // New makes a dispatcher. The node must be told of Lead and Changed.
@@ -335,13 +336,14 @@ func (d *Dispatcher) Drain() {
 	}
 }
 
-// Stats for metrics; zero while not leading.
+// Stats for metrics; all but Direct are zero while not leading.
 type Stats struct {
 	Leading  bool
 	Runs     int // slots in use by tries, awaiting callbacks included
 	Granting int // grants being proposed
 	Sessions int
 	Streams  int
+	Direct   uint64 // first tries given with the accept, since the process started
 }
 
 // Stats of this moment.
@@ -350,7 +352,7 @@ func (d *Dispatcher) Stats() Stats {
 	defer d.mu.Unlock()
 	o := d.office
 	if o == nil {
-		return Stats{}
+		return Stats{Direct: d.direct}
 	}
-	return Stats{Leading: true, Runs: len(o.runs), Granting: len(o.pending), Sessions: len(o.sessions), Streams: len(o.linked)}
+	return Stats{Leading: true, Runs: len(o.runs), Granting: len(o.pending), Sessions: len(o.sessions), Streams: len(o.linked), Direct: d.direct}
 }

@@ -129,6 +129,10 @@ func (o *office) enter(c fsm.Change, now time.Time, loading bool) {
 		if c.From == fsm.Dead { // redriven: it comes back to a place that may be marked
 			l.sweep()
 		}
+		if p := o.pending[c.Call.ID]; p != nil && p.direct && known == nil {
+			p.seq = c.Call.Seq // its grant is in the same entry, or comes back
+			return
+		}
 		l.due.push(place{c.Call.Seq, c.Call.ID})
 		o.look(l)
 	case fsm.Waiting:
@@ -149,7 +153,7 @@ func (o *office) start(l *lane, c fsm.Call, now time.Time, loading bool) {
 	p := o.pending[c.ID]
 	if p != nil {
 		delete(o.pending, c.ID)
-		r.spec, r.slot, r.load = p.spec, true, true
+		r.spec, r.slot, r.load, r.direct = p.spec, true, true, p.direct
 	} else {
 		l.take(c.Replica)
 		r.slot = true
@@ -177,6 +181,10 @@ func (o *office) start(l *lane, c fsm.Call, now time.Time, loading bool) {
 	}
 	if r.session.link == nil || r.session.link.closed {
 		o.finish(r, released("edge has no stream"), now)
+		return
+	}
+	if r.direct {
+		r.taken, r.sent = true, true
 		return
 	}
 	r.session.send(outgoing{grant: r})

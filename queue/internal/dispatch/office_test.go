@@ -575,7 +575,11 @@ func TestNothingIsLostInAnyOrder(t *testing.T) {
 				edges[i] = w.edge(e.Name, uint32(1+r.IntN(5)))
 				continue
 			}
-			switch r.IntN(16) {
+			switch r.IntN(18) {
+			case 16, 17:
+				if told := w.acceptSomehow(names[r.IntN(3)], e, r.IntN(4)); told != nil {
+					granted = append(granted, told)
+				}
 			case 0, 1:
 				w.accept(names[r.IntN(3)])
 			case 2:

@@ -21,6 +21,7 @@ type run struct {
 	since    time.Time // of this state, or of taking office, or of sending
 	deadline time.Time
 
+	direct bool // the answer to its accept carries it, not the stream
 	taken  bool // its sending has begun
 	sent   bool // the edge has it, or may have
 	missed int  // heartbeats in a row whose list lacked it
@@ -39,6 +40,7 @@ type pending struct {
 	session *session
 	spec    *function.Specification
 	bury    bool // not for the edge: the call is to be ended
+	direct  bool // of a Reservation; its place is known when the accept is applied
 }
 
 // session of an edge or a scaler, timed by this leader.

@@ -148,17 +148,24 @@ func (o *office) reconcile(s *session, list []*wire.Held, now time.Time) {
 		if !ok {
 			continue
 		}
-		listed[id] = h.GetFence()
+		listed[id] = max(listed[id], h.GetFence())
+		if h.GetFence() == 0 {
+			continue // the edge waits for the answer to its accept
+		}
 		if r := s.held[id]; (r == nil || r.Fence != h.GetFence()) && h.GetFence() <= o.applied {
 			s.send(withdraw(id, h.GetFence(), "call has moved on"))
 		}
 	}
 	s.missing = 0
 	for _, r := range s.held {
-		if fence, ok := listed[r.ID]; ok && fence == r.Fence {
+		fence, ok := listed[r.ID]
+		if ok && fence == r.Fence {
 			r.missed = 0
 			r.sent = true
 			continue
+		}
+		if ok && fence == 0 && r.direct {
+			continue // and may have it any moment
 		}
 		if !r.sent || r.finish != nil {
 			continue
