@@ -34,7 +34,7 @@ func FullListener(t testing.TB) (l net.Listener, free func()) {
 		}
 	})
 	for range 8 {
-		c, err := net.DialTimeout("tcp", l.Addr().String(), 300*time.Millisecond)
+		c, err := (&net.Dialer{Timeout: 300 * time.Millisecond}).DialContext(t.Context(), "tcp", l.Addr().String())
 		if err != nil {
 			return l, func() { queue(128) }
 		}
