@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -258,12 +259,15 @@ func (c *cluster) ended(client wireconnect.QueueServiceClient, id []byte, state 
 // edge is a delivery stream by hand.
 type edge struct {
 	c       *cluster
+	sending sync.Mutex
 	stream  *connect.BidiStreamForClient[wire.DeliverUp, wire.DeliverDown]
 	down    chan *wire.DeliverDown
 	welcome *wire.Welcome
 	cancel  context.CancelFunc
 }
 
+// attach opens the stream and keeps its session with heartbeats until the test ends or the edge is cancelled: a busy machine
+// takes longer over a test than a silent edge lives.
 func (c *cluster) attach(r *running, name, incarnation string, capacity uint32, held ...*wire.Held) *edge {
 	c.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -286,11 +290,14 @@ func (c *cluster) attach(r *running, name, incarnation string, capacity uint32, 
 	if e.welcome = first.GetWelcome(); e.welcome == nil {
 		c.t.Fatalf("first is %v", first)
 	}
+	e.beat(ctx)
 	return e
 }
 
 func (e *edge) send(up *wire.DeliverUp) {
 	e.c.t.Helper()
+	e.sending.Lock()
+	defer e.sending.Unlock()
 	if err := e.stream.Send(up); err != nil {
 		e.c.t.Fatal(err)
 	}
@@ -364,23 +371,24 @@ func (e *edge) heartbeat(held ...*wire.Held) {
 	e.send(&wire.DeliverUp{Up: &wire.DeliverUp_Heartbeat{Heartbeat: &wire.HeldHeartbeat{Count: uint32(len(held)), Listed: true, Held: held}}})
 }
 
-// beat keeps the session until the test ends.
-func (e *edge) beat(every time.Duration) {
-	stop := make(chan struct{})
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for tick := time.NewTicker(every); ; {
+// beat sends an empty heartbeat every second until ctx ends, which the end of the test sees to.
+func (e *edge) beat(ctx context.Context) {
+	var beating sync.WaitGroup
+	e.c.t.Cleanup(func() { e.cancel(); beating.Wait() })
+	beating.Go(func() {
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for {
 			select {
 			case <-tick.C:
+				e.sending.Lock()
 				_ = e.stream.Send(&wire.DeliverUp{Up: &wire.DeliverUp_Heartbeat{Heartbeat: &wire.HeldHeartbeat{}}})
-			case <-stop:
-				tick.Stop()
+				e.sending.Unlock()
+			case <-ctx.Done():
 				return
 			}
 		}
-	}()
-	e.c.t.Cleanup(func() { close(stop); <-done })
+	})
 }
 
 func (r *running) metrics(t *testing.T) string {

@@ -91,7 +91,6 @@ func TestASessionThatDoesNotComeBackToTheNewLeaderEndsThere(t *testing.T) {
 	c.halt(first)
 	second := c.leader()
 	other := c.attach(second, "edge-1", "b", 10)
-	other.beat(time.Second)
 	g := other.grant()
 	if string(g.GetId()) != string(id) || g.GetTryNumber() != 2 {
 		t.Fatalf("grant %v", g)
