@@ -184,7 +184,7 @@ func (a *App) listeners() {
 	api.HandleWake(a.waker.Wake)
 	budget := message.NewBudget(o.Taking, o.TakingBytes)
 	accepter := async.Accepter{Do: a.do, Runs: a.deliverer}
-	uploader := async.NewUploader(a.do, func() uint64 { return a.deliverer.State().Session })
+	uploader := async.NewUploader(a.do, func(ctx context.Context) (uint64, error) { return a.deliverer.Session(ctx) })
 	api.HandleAsync(httpapi.Async{
 		Accept: accepter.Accept,
 		AcceptLarge: func(ctx context.Context, function string, request *wire.StoredRequest, body *message.Rest, o message.CallOptions) (string, error) {

@@ -72,6 +72,7 @@ type Deliverer struct {
 	again     []*held                 // the same, with the next heartbeat: the leader could not record it
 	loose     []*wire.TryResult       // refusals of tries that are not held
 	session   uint64                  // 0: none yet
+	opened    chan struct{}           // closed by the first welcome
 	conn      *connection             // nil while there is none
 	draining  bool
 	emptied   chan struct{}                         // while draining: closed when nothing is held
@@ -92,12 +93,23 @@ func New(opts Options) *Deliverer {
 	return &Deliverer{
 		opts: opts, incarnation: uuid.NewString(), transport: message.NewTransport(),
 		answers: message.NewBudget(math.MaxInt64, opts.MaxBytes),
-		held:    map[key]*held{}, expected: map[message.ID]struct{}{}, listeners: map[string]map[chan struct{}]struct{}{},
+		opened:  make(chan struct{}), held: map[key]*held{}, expected: map[message.ID]struct{}{}, listeners: map[string]map[chan struct{}]struct{}{},
 	}
 }
 
 // Incarnation differs between two lives of one edge.
 func (d *Deliverer) Incarnation() string { return d.incarnation }
+
+// Session of this edge in the queue, waited for until ctx ends: an edge that has just started has it a moment after its first call
+// may come. The error is that of ctx.
+func (d *Deliverer) Session(ctx context.Context) (uint64, error) {
+	select {
+	case <-d.opened:
+		return d.State().Session, nil
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+}
 
 // State is what a Deliverer is about, for status pages and metrics.
 type State struct {
@@ -247,6 +259,9 @@ func (d *Deliverer) welcome(c *connection, w *wire.Welcome) {
 			d.drop(h)
 		}
 		d.loose, d.unsent, d.again = nil, nil, nil
+	}
+	if d.session == 0 {
+		close(d.opened)
 	}
 	d.session, d.conn = w.GetSession(), c
 	d.opts.Log.Info("session with the queue", "session", d.session, "node", c.node)

@@ -23,11 +23,19 @@ func TestHelloHeartbeatAndCapacity(t *testing.T) {
 	q := newQueue(t)
 	e := run(t, q)
 	s := q.next()
+	first := make(chan uint64, 1)
+	go func() { // a wait for the session ends with the first
+		session, _ := e.Session(t.Context())
+		first <- session
+	}()
 	if h := s.hello; h.GetName() != "edge-0" || h.GetIncarnation() != e.Incarnation() || h.GetCapacity().GetMaxHeld() != 8 || len(h.GetHeld()) != 0 {
 		t.Errorf("hello %v", h)
 	}
 	s.welcome(41)
 	s.beat(func(h *wire.HeldHeartbeat) bool { return h.GetListed() && h.GetCount() == 0 })
+	if session := <-first; session != 41 {
+		t.Errorf("the session waited for is %d", session)
+	}
 	block := make(chan struct{})
 	defer close(block)
 	e.serve(func(http.ResponseWriter, *http.Request) { <-block })

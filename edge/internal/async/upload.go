@@ -38,13 +38,13 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 type Uploader struct {
 	// Do hands an operation to the queue leader.
 	Do Do
-	// Session of this edge in the queue, which owns its uploads; 0: none yet.
-	Session func() uint64
+	// Session of this edge in the queue, which owns its uploads; it waits for one until ctx ends.
+	Session func(ctx context.Context) (uint64, error)
 	parts   chan struct{} // a place for each under way
 }
 
 // NewUploader returns an Uploader.
-func NewUploader(do Do, session func() uint64) *Uploader {
+func NewUploader(do Do, session func(context.Context) (uint64, error)) *Uploader {
 	return &Uploader{Do: do, Session: session, parts: make(chan struct{}, partsPerEdge)}
 }
 
@@ -62,14 +62,15 @@ func (u *Uploader) Accept(ctx context.Context, function string, request *wire.St
 		return "", err
 	}
 	head, err := proto.Marshal(request)
-	session := u.Session()
 	switch {
 	case err != nil:
 		return "", &RefusedError{id: id, code: wire.Code_CODE_INVALID, err: fmt.Errorf("encoding the request: %w", err)}
 	case len(head) > wire.MaxFrame:
 		return "", &RefusedError{id: id, code: wire.Code_CODE_TOO_LARGE, err: fmt.Errorf("the request without its body takes %d bytes of at most %d", len(head), wire.MaxFrame)}
-	case session == 0:
-		return "", &RefusedError{id: id, code: wire.Code_CODE_UNAVAILABLE, err: errors.New("this edge has no session with the queue yet")}
+	}
+	session, err := u.session(ctx)
+	if err != nil {
+		return "", &RefusedError{id: id, code: wire.Code_CODE_UNAVAILABLE, err: fmt.Errorf("this edge has no session with the queue yet: %w", err)}
 	}
 	x := &upload{Uploader: u, id: id, session: session, sum: crc32.New(castagnoli)}
 	if o.Key != "" {
@@ -91,6 +92,12 @@ func (u *Uploader) Accept(ctx context.Context, function string, request *wire.St
 		x.drop(ctx)
 	}
 	return text, err
+}
+
+func (u *Uploader) session(ctx context.Context) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, queueclient.LeaderWait) // as long as a small call waits for a leader
+	defer cancel()
+	return u.Session(ctx)
 }
 
 // upload of one body.

@@ -65,7 +65,13 @@ type arriving struct{ io.Reader }
 
 func (arriving) Within(time.Duration) {}
 
-func session1() uint64 { return 1 }
+func session1(context.Context) (uint64, error) { return 1, nil }
+
+// noSession is that of an edge that has none: the wait for it ends with ctx.
+func noSession(ctx context.Context) (uint64, error) {
+	<-ctx.Done()
+	return 0, ctx.Err()
+}
 
 func pattern(n int) []byte {
 	b := make([]byte, n)
@@ -178,21 +184,21 @@ func TestAnUploadThatFailsIsDropped(t *testing.T) {
 	for name, c := range map[string]struct {
 		body    io.Reader
 		answer  func(*wire.Op) (*wire.OpResult, error)
-		session uint64
+		session func(context.Context) (uint64, error)
 		code    wire.Code // 0: the error is the body's
 		drops   int
 	}{
-		"the body breaks":      {io.MultiReader(bytes.NewReader(pattern(wire.PartSize+5)), iotest.ErrReader(broken)), nil, 1, 0, 1},
-		"it breaks at once":    {iotest.ErrReader(broken), nil, 1, 0, 0},
-		"no room":              {body(), answer(2, &wire.OpResult{Code: wire.Code_CODE_FULL}, nil), 1, wire.Code_CODE_FULL, 1},
-		"no room on this edge": {body(), answer(1, nil, queueclient.ErrFull), 1, wire.Code_CODE_FULL, 1},
-		"session over":         {body(), answer(0, &wire.OpResult{Code: wire.Code_CODE_STALE}, nil), 1, wire.Code_CODE_UNAVAILABLE, 1},
-		"dropped meanwhile":    {body(), answer(2, &wire.OpResult{Code: wire.Code_CODE_CONFLICT}, nil), 1, wire.Code_CODE_UNAVAILABLE, 1},
-		"unknown":              {body(), answer(0, nil, queueclient.ErrUnknown), 1, wire.Code_CODE_UNAVAILABLE, 1},
-		"no session":           {body(), nil, 0, wire.Code_CODE_UNAVAILABLE, 0},
+		"the body breaks":      {io.MultiReader(bytes.NewReader(pattern(wire.PartSize+5)), iotest.ErrReader(broken)), nil, session1, 0, 1},
+		"it breaks at once":    {iotest.ErrReader(broken), nil, session1, 0, 0},
+		"no room":              {body(), answer(2, &wire.OpResult{Code: wire.Code_CODE_FULL}, nil), session1, wire.Code_CODE_FULL, 1},
+		"no room on this edge": {body(), answer(1, nil, queueclient.ErrFull), session1, wire.Code_CODE_FULL, 1},
+		"session over":         {body(), answer(0, &wire.OpResult{Code: wire.Code_CODE_STALE}, nil), session1, wire.Code_CODE_UNAVAILABLE, 1},
+		"dropped meanwhile":    {body(), answer(2, &wire.OpResult{Code: wire.Code_CODE_CONFLICT}, nil), session1, wire.Code_CODE_UNAVAILABLE, 1},
+		"unknown":              {body(), answer(0, nil, queueclient.ErrUnknown), session1, wire.Code_CODE_UNAVAILABLE, 1},
+		"no session":           {body(), nil, noSession, wire.Code_CODE_UNAVAILABLE, 0},
 	} {
 		p := &parts{answer: c.answer}
-		_, err := NewUploader(p.do, func() uint64 { return c.session }).Accept(t.Context(), "f", post("/"), arriving{c.body}, message.CallOptions{})
+		_, err := NewUploader(p.do, c.session).Accept(t.Context(), "f", post("/"), arriving{c.body}, message.CallOptions{})
 		var refused *RefusedError
 		switch is := errors.As(err, &refused); {
 		case c.code == 0 && (is || !errors.Is(err, broken)), c.code != 0 && (!is || refused.Code() != c.code || refused.Unknown()):
