@@ -41,8 +41,8 @@ RACE := atexit_sleep_ms=0
 test: unit integration ## every test that needs nothing but this machine, with the race detector
 unit: ## tests of the packages; they wait more than they compute, so more run at once than there are cores
 	@GORACE=$(RACE) go test -race -ldflags="-s -w" -timeout 5m -parallel 6 $(foreach m,queue edge scaler deploy shared,./$(m)/...)
-integration: build-race ## real processes, killed and counted; one cluster at a time
-	@cd integration && GORACE=$(RACE) SLIMFAAS_BIN=$(CURDIR)/bin/race go test -race -p 1 -parallel 8 -count=1 -timeout 30m ./...
+integration: build-race ## real processes, killed and counted; tests that may run beside others do so two at a time, and wait for one another in -parallel
+	@cd integration && GORACE=$(RACE) SLIMFAAS_BIN=$(CURDIR)/bin/race go test -race -p 1 -parallel 48 -count=1 -timeout 30m ./...
 timing: build ## the figures that a race detector would spoil, on plain binaries
 	@cd integration && SLIMFAAS_BIN=$(CURDIR)/bin go test -p 1 -count=1 -timeout 15m -tags timing -run '^TestTiming' -v ./... | grep -vE '^(=== |\?)'
 

@@ -36,6 +36,7 @@ func linked(t *testing.T, functions string) (*cluster.Cluster, *cluster.BusLinks
 
 // TestChaosB1BusGone: without the bus warm calls go on, and asynchronous work for sleeping functions is late by a poll at most.
 func TestChaosB1BusGone(t *testing.T) {
+	inCompany(t)
 	n := newNemesis(t)
 	rec := newRecords(t)
 	sleeper := map[string]string{"TimeoutSecondBeforeSetReplicasMin": "600"}
@@ -120,6 +121,7 @@ func TestChaosB1BusGone(t *testing.T) {
 
 // TestChaosB2HintsHarmed: with a third of the messages lost, a third doubled and a third of the rest reordered, the same comes about.
 func TestChaosB2HintsHarmed(t *testing.T) {
+	inCompany(t)
 	n := newNemesis(t)
 	rec := newRecords(t)
 	c, links := linked(t, rec.yaml(
@@ -155,6 +157,7 @@ func TestChaosB2HintsHarmed(t *testing.T) {
 
 // TestChaosB6Strangers: who has no key, another's name, no password or no idea is refused and written down.
 func TestChaosB6Strangers(t *testing.T) {
+	inCompany(t)
 	newNemesis(t)
 	c := queueCluster(t)
 	ports := c.Ports()["queue-0"]
@@ -233,6 +236,7 @@ func refusedAt(t *testing.T, name string, port int, say string) {
 // TestChaosQ19ConsumerDies: functions that die of a call, and edges that die while they hold calls. What was taken is delivered
 // again, and a poison call is dead at its limit and no earlier.
 func TestChaosQ19ConsumerDies(t *testing.T) {
+	inCompany(t)
 	n := newNemesis(t)
 	rec := newRecords(t)
 	policy := map[string]string{

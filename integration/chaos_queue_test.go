@@ -52,6 +52,7 @@ func kill(t *testing.T, c *cluster.Cluster, names ...string) {
 
 // TestChaosQ1LeaderKilled: kill -9 the leader again and again under 32 writers and 16 readers.
 func TestChaosQ1LeaderKilled(t *testing.T) {
+	inCompany(t)
 	n := newNemesis(t)
 	c := queueCluster(t)
 	l := startLoad(t, c, 32, 16, n.perSecond())
@@ -72,6 +73,7 @@ func TestChaosQ1LeaderKilled(t *testing.T) {
 
 // TestChaosQ2NodesKilled: one random node, two of three, all three.
 func TestChaosQ2NodesKilled(t *testing.T) {
+	inCompany(t)
 	n := newNemesis(t)
 	c := queueCluster(t)
 	l := startLoad(t, c, 32, 16, n.perSecond())
@@ -97,6 +99,7 @@ func TestChaosQ2NodesKilled(t *testing.T) {
 
 // TestChaosQ3LeaderPaused: SIGSTOP the leader; when it goes on it must not answer from what it knew.
 func TestChaosQ3LeaderPaused(t *testing.T) {
+	inCompany(t)
 	n := newNemesis(t)
 	c := queueCluster(t)
 	l := startLoad(t, c, 16, 8, n.perSecond())
@@ -132,6 +135,7 @@ func partitioned(t *testing.T) (*cluster.Cluster, *cluster.RaftNet) {
 
 // TestChaosQ4Partitions: the leader alone, one-way cuts, two who meet only through the third, flapping.
 func TestChaosQ4Partitions(t *testing.T) {
+	inCompany(t)
 	n := newNemesis(t)
 	c, network := partitioned(t)
 	l := startLoad(t, c, 16, 8, n.perSecond())
@@ -240,6 +244,7 @@ func lastAcknowledgement(t *testing.T, l *load, node string, during time.Duratio
 
 // TestChaosQ14RollingRestart: SIGTERM to each node in turn under load. A client with three seconds' patience fails never.
 func TestChaosQ14RollingRestart(t *testing.T) {
+	inCompany(t)
 	n := newNemesis(t)
 	c := queueCluster(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -299,6 +304,7 @@ func TestChaosQ14RollingRestart(t *testing.T) {
 
 // TestChaosQ18RetriedAfterUnknown: clients that give up after milliseconds ask again with the same id, while leaders die.
 func TestChaosQ18RetriedAfterUnknown(t *testing.T) {
+	inCompany(t)
 	n := newNemesis(t)
 	c := queueCluster(t)
 	const clients = 16

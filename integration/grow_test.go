@@ -78,6 +78,7 @@ func (o *operator) serves(name string) {
 // Nodes are added to a single one under load, killed without warning, and lose their directories; QUEUE_JOIN stays set, as
 // operators are told. A lost directory is refused, rejoins, and nothing is lost.
 func TestOperateAddedNodesAreKilledAndALostOneRejoins(t *testing.T) {
+	inCompany(t)
 	c, r, o := operated(t, 1)
 	load := produce(c, 3)
 	one, two := o.start("queue-1"), o.start("queue-2")

@@ -191,6 +191,7 @@ func disk(c *cluster.Cluster, node string) string { return filepath.Join(c.State
 
 // Q6: the disk of the leader, of a follower, and of all fills up.
 func TestAFullDiskIsRefusedInTimeAndLosesNothing(t *testing.T) {
+	inCompany(t)
 	rec := newRecords(t)
 	c := cluster.Start(t, cluster.Options{State: ownDisks(t, 256), Functions: guardedFunction(rec)})
 	names := []string{"queue-0", "queue-1", "queue-2"}
@@ -317,6 +318,7 @@ func TestAHungDiskGivesTheLeadershipAway(t *testing.T) {
 // Q11 and Q12: the directory of one node is emptied, missing, an older copy, another's, or damaged. It refuses to take part, says how
 // to rejoin, does so, and nothing is lost.
 func TestADirectoryThatIsNotItsOwnIsRefusedAndRejoins(t *testing.T) {
+	inCompany(t)
 	rec := newRecords(t)
 	c := cluster.Start(t, cluster.Options{Functions: guardedFunction(rec)})
 	load := feed(c, 2, 100*time.Millisecond) // what the victim is filled with, again and again

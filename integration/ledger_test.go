@@ -236,6 +236,7 @@ func queuedCallsAloneWakeAndKeepAwake() scenario {
 }
 
 func TestQueueWithoutMajorityIsToldTruthfully(t *testing.T) {
+	inCompany(t)
 	rec := newRecords(t)
 	c := cluster.Start(t, cluster.Options{NoRestart: true, Functions: rec.yaml(fn{name: "work"})})
 	if a := enqueue(c, 0, "work", "0-0", ""); a.Outcome != history.OK {

@@ -36,6 +36,7 @@ func TestStackAnswersASleepingFunctionAndLeavesNothingBehind(t *testing.T) {
 }
 
 func TestKilledPartsComeBackAndNothingIsLeftAtTheEnd(t *testing.T) {
+	inCompany(t)
 	rec := newRecords(t)
 	c := cluster.Start(t, cluster.Options{Edges: 1, Scalers: 1, Functions: rec.yaml(fn{name: "hello", annotations: map[string]string{"ReplicasMin": "1"}})})
 	c.Eventually(10*time.Second, "one replica", func() error { _, _, err := c.Get(0, "/function/hello/"); return err })
@@ -55,6 +56,7 @@ func TestKilledPartsComeBackAndNothingIsLeftAtTheEnd(t *testing.T) {
 }
 
 func TestKilledSupervisorLeavesNothingOnceStartedAgain(t *testing.T) {
+	inCompany(t)
 	rec := newRecords(t)
 	c := cluster.Start(t, cluster.Options{Functions: rec.yaml(fn{name: "hello", annotations: map[string]string{"ReplicasMin": "1"}})})
 	c.Stop(syscall.SIGKILL)
@@ -65,6 +67,7 @@ func TestKilledSupervisorLeavesNothingOnceStartedAgain(t *testing.T) {
 }
 
 func TestSecondSupervisorOnOneStateDirectoryIsRefused(t *testing.T) {
+	inCompany(t)
 	rec := newRecords(t)
 	c := cluster.Start(t, cluster.Options{Queues: 1, Functions: rec.yaml(fn{name: "hello"})})
 	second := exec.CommandContext(t.Context(), filepath.Join(cluster.Bin(), "local"), "-f", filepath.Join(c.State, "manifest.yaml"), "--state", c.State)
@@ -80,6 +83,7 @@ func TestSecondSupervisorOnOneStateDirectoryIsRefused(t *testing.T) {
 }
 
 func TestWarmCallsNeedNobody(t *testing.T) {
+	inCompany(t)
 	rec := newRecords(t)
 	c := cluster.Start(t, cluster.Options{NoRestart: true, Scalers: 2, Functions: rec.yaml(fn{name: "hello"})})
 	call := func() error {

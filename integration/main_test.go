@@ -1,5 +1,5 @@
 // Package integration holds the tests that start the real programs, kill them and count every call. One file per scenario
-// family; `make integration` runs them one cluster at a time.
+// family.
 package integration
 
 import (
@@ -36,6 +36,21 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	_ = os.RemoveAll(dir)
 	os.Exit(code)
+}
+
+// company is how many tests run beside one another.
+var company = make(chan struct{}, 2)
+
+// inCompany lets a test with a cluster of its own run beside another such test, after all tests that are alone: for tests that
+// wait more than they compute and judge no short time. A full fault test judges time, and is alone.
+func inCompany(t *testing.T) {
+	t.Helper()
+	if os.Getenv("SLIMFAAS_FULL") != "" {
+		return
+	}
+	t.Parallel()
+	company <- struct{}{}
+	t.Cleanup(func() { <-company }) // the first registered: after the cluster's
 }
 
 // fn describes one function of a test's manifest, served by the recorder.

@@ -242,6 +242,7 @@ func operated(t *testing.T, queues int) (*cluster.Cluster, records, *operator) {
 }
 
 func TestOperateScalesTheQueueOneThreeFiveThreeUnderLoad(t *testing.T) {
+	inCompany(t)
 	c, r, o := operated(t, 1)
 	load := produce(c, 3)
 	one, two := o.start("queue-1"), o.start("queue-2")
@@ -261,6 +262,7 @@ func TestOperateScalesTheQueueOneThreeFiveThreeUnderLoad(t *testing.T) {
 
 // Q16: never under two healthy voters, nothing lost. SLIMFAAS_FULL=1 replaces twenty, else two.
 func TestOperateReplacesNodesTheLeaderIncludedUnderLoad(t *testing.T) {
+	inCompany(t)
 	c, r, o := operated(t, 1)
 	o.must("add", o.start("node-1"), o.start("node-2"))
 	load := produce(c, 3)
@@ -293,6 +295,7 @@ func TestOperateReplacesNodesTheLeaderIncludedUnderLoad(t *testing.T) {
 }
 
 func TestOperateBacksUpRestoresAndRecoversRealDirectories(t *testing.T) {
+	inCompany(t)
 	c, r, o := operated(t, 3)
 	load := produce(c, 3)
 	load.reach(c, 50)

@@ -108,6 +108,7 @@ func sleepsAfterItsTimeoutAndNotDuringWork() scenario {
 
 // TestChangeOfLeadersStopsNothingBusyAndPutsNothingToSleep: scaler and queue leaders die, the first in the middle of a drain.
 func TestChangeOfLeadersStopsNothingBusyAndPutsNothingToSleep(t *testing.T) {
+	inCompany(t)
 	const idle, busy = 17 * time.Second, "ms=15000"
 	rec := newRecords(t)
 	c := cluster.Start(t, cluster.Options{Scalers: 2, Functions: rec.yaml(

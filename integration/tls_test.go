@@ -101,6 +101,7 @@ func issue(t *testing.T, a *tlsconf.Authority, until time.Time, names ...string)
 // authority and every certificate are replaced while calls are accepted and delivered. Nothing restarts, the queue keeps its
 // term, no accepted call is lost, also when the leader dies afterwards and everybody dials anew.
 func TestCertificatesRotateUnderLoad(t *testing.T) {
+	inCompany(t)
 	const clients = 16
 	rec := newRecords(t)
 	c := cluster.Start(t, cluster.Options{

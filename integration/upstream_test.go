@@ -12,6 +12,7 @@ import (
 
 // TestUpstreamManifestsRun: upstream's own local manifests, with one more -f that replaces the commands, as its users have them.
 func TestUpstreamManifestsRun(t *testing.T) {
+	inCompany(t)
 	demo := os.Getenv("UPSTREAM_DEMO")
 	if demo == "" {
 		t.Skip("UPSTREAM_DEMO does not name the folder with upstream's manifests")
