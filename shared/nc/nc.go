@@ -89,6 +89,7 @@ func Connect(ctx context.Context, o Options) (*Bus, error) {
 		return nil, fmt.Errorf("connecting to the bus: %w", err)
 	}
 	b := &Bus{log: o.Log.With("part", "bus"), closed: make(chan struct{})}
+	first := make(chan struct{}) // closed when the library tells of the first connection, in a goroutine of its own
 	options := []nats.Option{
 		nats.Name(o.Name),
 		nats.Timeout(dialTimeout),
@@ -102,7 +103,7 @@ func Connect(ctx context.Context, o Options) (*Bus, error) {
 		nats.DrainTimeout(drainTimeout),
 		nats.IgnoreAuthErrorAbort(), // keys are renewed while programs run
 		nats.ErrorHandler(b.onError),
-		nats.ConnectHandler(func(*nats.Conn) { b.onConnect(false) }),
+		nats.ConnectHandler(func(*nats.Conn) { b.onConnect(false); close(first) }),
 		nats.ReconnectHandler(func(*nats.Conn) { b.onConnect(true) }),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
@@ -132,6 +133,14 @@ func Connect(ctx context.Context, o Options) (*Bus, error) {
 		return nil, fmt.Errorf("connecting to the bus: %w", err)
 	}
 	b.conn = conn
+	if conn.IsConnected() { // a hook set from now on is not told of a connection that was made before
+		select {
+		case <-first:
+		case <-ctx.Done():
+			conn.Close()
+			return nil, fmt.Errorf("connecting to the bus: %w", ctx.Err())
+		}
+	}
 	return b, nil
 }
 
