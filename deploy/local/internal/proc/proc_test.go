@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -36,8 +37,12 @@ func testMain(m *testing.M) int {
 	return code
 }
 
+var runs atomic.Int64
+
+// run a process under a name that no other has, not even that of the same test with -count: logs are appended to.
 func run(t *testing.T, name string, argv ...string) *Process {
 	t.Helper()
+	name = fmt.Sprintf("%s-%d", name, runs.Add(1))
 	p, err := shared.Start(Spec{Name: name, Argv: argv, Dir: shared.opts.State, Env: os.Environ()})
 	if err != nil {
 		t.Fatal(err)
@@ -68,7 +73,7 @@ func TestHowAProcessEndedIsTold(t *testing.T) {
 func TestOneThatIgnoresTermIsKilledAfterItsGrace(t *testing.T) {
 	t.Parallel()
 	p := run(t, "ignores", "sh", "-c", "trap '' TERM; echo set; while true; do sleep 1; done")
-	awaitLog(t, "ignores", "set")
+	awaitLog(t, p.Name, "set")
 	began := time.Now()
 	p.Stop(200*time.Millisecond, nil)
 	if took := time.Since(began); took < 200*time.Millisecond || took > 5*time.Second || p.Ended() != "killed by signal: killed" {
@@ -79,7 +84,7 @@ func TestOneThatIgnoresTermIsKilledAfterItsGrace(t *testing.T) {
 func TestAStoppedProcessEndsInOrder(t *testing.T) {
 	t.Parallel()
 	p := run(t, "paused", "sh", "-c", "trap 'exit 7' TERM; echo set; kill -STOP $$; while true; do sleep 0.01; done")
-	awaitLog(t, "paused", "set")
+	awaitLog(t, p.Name, "set")
 	p.Stop(5*time.Second, nil)
 	if p.Ended() != "exit status 7" {
 		t.Errorf("%s", p.Ended())
@@ -89,7 +94,7 @@ func TestAStoppedProcessEndsInOrder(t *testing.T) {
 func TestThePidFileNamesPidAndStartTime(t *testing.T) {
 	t.Parallel()
 	p := run(t, "named", "sleep", "1000")
-	path := filepath.Join(shared.opts.PidDir, "named.pid")
+	path := filepath.Join(shared.opts.PidDir, p.Name+".pid")
 	pid, start, err := readPid(path)
 	if err != nil || pid != p.PID || start != p.Ticks() || start == 0 || !alive(pid, start) || alive(pid, start+1) {
 		t.Errorf("pid %d start %d, %v", pid, start, err)
