@@ -28,7 +28,7 @@ build: ## build bin/edge, bin/queue, bin/scaler, bin/local and the demo function
 	@$(foreach p,$(PROGRAMS),CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/$(p) $(package_$(p)) &&) true
 build-race: ## the same with the race detector, into bin/race
 	@mkdir -p bin/race
-	@$(foreach p,$(PROGRAMS),go build -race -ldflags '$(LDFLAGS)' -o bin/race/$(p) $(package_$(p)) &&) true
+	@$(foreach p,$(PROGRAMS),go build -race -trimpath -ldflags '$(LDFLAGS)' -o bin/race/$(p) $(package_$(p)) &&) true
 
 .PHONY: run
 run: build ## run the local stack in the foreground: MANIFEST=a.yaml[,b.yaml] STATE=dir
@@ -40,9 +40,9 @@ RACE := atexit_sleep_ms=0
 .PHONY: test unit integration timing
 test: unit integration ## every test that needs nothing but this machine, with the race detector
 unit: ## tests of the packages; they wait more than they compute, so more run at once than there are cores
-	@GORACE=$(RACE) go test -race -ldflags="-s -w" -timeout 5m -parallel 6 $(foreach m,queue edge scaler deploy shared,./$(m)/...)
-integration: build-race ## real processes, killed and counted; tests that may run beside others do so two at a time, and wait for one another in -parallel
-	@cd integration && GORACE=$(RACE) SLIMFAAS_BIN=$(CURDIR)/bin/race go test -race -p 1 -parallel 48 -count=1 -timeout 30m ./...
+	@GORACE=$(RACE) go test -race -trimpath -ldflags="-s -w" -timeout 5m -parallel 6 $(foreach m,queue edge scaler deploy shared,./$(m)/...)
+integration: build-race ## real processes, killed and counted, one cluster at a time; CLUSTERS=n for a larger machine
+	@cd integration && GORACE=$(RACE) SLIMFAAS_BIN=$(CURDIR)/bin/race go test -race -trimpath -p 1 -parallel 48 -count=1 -timeout 30m ./...
 timing: build ## the figures that a race detector would spoil, on plain binaries
 	@cd integration && SLIMFAAS_BIN=$(CURDIR)/bin go test -p 1 -count=1 -timeout 15m -tags timing -run '^TestTiming' -v ./... | grep -vE '^(=== |\?)'
 

@@ -104,10 +104,11 @@ func (l life) runs(function, key string) (n int) {
 	return n
 }
 
-// TestLifeOfACall: what else can become of a call than to be delivered at once. Every part has a function of its own on one cluster.
-func TestLifeOfACall(t *testing.T) {
+// TestCalls: the cases of the contract, and what else can become of a call than to be delivered at once. Every part has functions
+// of its own on one cluster.
+func TestCalls(t *testing.T) {
 	rec := newRecords(t)
-	var functions []fn
+	functions := caseFunctions()
 	for _, name := range []string{"delayed", "dead", "later", "keyed", "kept"} {
 		functions = append(functions, fn{name: name, annotations: map[string]string{
 			"ReplicasMin": "1", "NumberParallelRequest": "4", "NumberParallelRequestPerPod": "4",
@@ -119,6 +120,10 @@ func TestLifeOfACall(t *testing.T) {
 		return func(t *testing.T) { test(t, life{t, c.With(t), rec, name}) }
 	}
 	t.Run("in peace", func(t *testing.T) {
+		t.Run("contract", func(t *testing.T) {
+			t.Parallel()
+			contractCases(t, c.With(t), rec, len(functions))
+		})
 		for name, test := range map[string]func(*testing.T, life){
 			"delayed": lifeOfADelayedAndCancelledCall, "dead": lifeOfDeadLetters, "later": lifeOfACallWhoseFunctionSaysLater,
 		} {

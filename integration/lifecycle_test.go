@@ -11,36 +11,38 @@ import (
 	"github.com/slimfaas/slimfaas/integration/cluster"
 )
 
-func TestStackAnswersASleepingFunctionAndLeavesNothingBehind(t *testing.T) {
+// TestStackLivesAndLeavesNothingBehind: a call wakes a function; there is one supervisor, parts that are killed come back, and
+// however the supervisor ends, no process is left, or none once it was started again.
+func TestStackLivesAndLeavesNothingBehind(t *testing.T) {
 	rec := newRecords(t)
-	c := cluster.Start(t, cluster.Options{Functions: rec.yaml(fn{name: "hello"})})
+	c := cluster.Start(t, cluster.Options{Functions: rec.yaml(fn{name: "hello"}, fn{name: "always", annotations: map[string]string{"ReplicasMin": "1"}})})
 	if n := c.Replicas("hello"); n != 0 {
 		t.Fatalf("%d replicas before the first call, want 0", n)
 	}
-	status, body, err := c.Get(0, "/function/hello/some/path?x=1")
-	if err != nil || status != 200 {
-		t.Fatalf("cold call: %d %s %v", status, body, err)
+	calls := func(function string) func() error {
+		return func() error {
+			status, body, err := c.Get(0, "/function/"+function+"/some/path?x=1")
+			return wantStatus(status, 200, body, err)
+		}
 	}
-	got := rec.started(t, "hello")
-	if len(got) != 1 || got[0].URI != "/some/path?x=1" {
+	if err := calls("hello")(); err != nil {
+		t.Fatalf("cold call: %v", err)
+	}
+	if got := rec.started(t, "hello"); len(got) != 1 || got[0].URI != "/some/path?x=1" {
 		t.Fatalf("the function saw %+v", got)
 	}
-	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
-		c.Stop(sig)
-		c.CheckNothingLeft()
-		if t.Failed() {
-			t.Fatalf("after %v", sig)
-		}
-		c.Run()
-	}
-}
 
-func TestKilledPartsComeBackAndNothingIsLeftAtTheEnd(t *testing.T) {
-	inCompany(t)
-	rec := newRecords(t)
-	c := cluster.Start(t, cluster.Options{Edges: 1, Scalers: 1, Functions: rec.yaml(fn{name: "hello", annotations: map[string]string{"ReplicasMin": "1"}})})
-	c.Eventually(10*time.Second, "one replica", func() error { _, _, err := c.Get(0, "/function/hello/"); return err })
-	for _, name := range []string{"queue-0", "queue-1", "queue-2", "scaler-0", "edge-0", "fn-hello-0"} {
+	second := exec.CommandContext(t.Context(), filepath.Join(cluster.Bin(), "local"), "-f", filepath.Join(c.State, "manifest.yaml"), "--state", c.State)
+	second.Env = c.Env()
+	if out, err := second.CombinedOutput(); err == nil || !bytes.Contains(out, []byte(c.State)) {
+		t.Fatalf("a second bin/local: err %v, printed %s", err, out)
+	}
+	if err := calls("hello")(); err != nil {
+		t.Fatalf("the first one after that: %v", err)
+	}
+
+	c.Eventually(10*time.Second, "a replica that always runs", calls("always"))
+	for _, name := range []string{"queue-0", "queue-1", "queue-2", "scaler-0", "edge-0", "fn-always-0"} {
 		c.Kill(name)
 		c.Eventually(5*time.Second, name+" runs again", func() error {
 			if c.PID(name) == 0 {
@@ -49,37 +51,16 @@ func TestKilledPartsComeBackAndNothingIsLeftAtTheEnd(t *testing.T) {
 			return nil
 		})
 	}
-	c.Eventually(20*time.Second, "a call succeeds", func() error {
-		status, body, err := c.Get(0, "/function/hello/")
-		return wantStatus(status, 200, body, err)
-	})
-}
+	c.Eventually(20*time.Second, "a call succeeds", calls("always"))
 
-func TestKilledSupervisorLeavesNothingOnceStartedAgain(t *testing.T) {
-	inCompany(t)
-	rec := newRecords(t)
-	c := cluster.Start(t, cluster.Options{Functions: rec.yaml(fn{name: "hello", annotations: map[string]string{"ReplicasMin": "1"}})})
+	c.Stop(syscall.SIGINT)
+	c.CheckNothingLeft()
+	c.Run()
 	c.Stop(syscall.SIGKILL)
 	c.Run()
 	c.CheckAlive("queue-0", "queue-1", "queue-2", "edge-0", "scaler-0")
 	c.Stop(syscall.SIGTERM)
 	c.CheckNothingLeft()
-}
-
-func TestSecondSupervisorOnOneStateDirectoryIsRefused(t *testing.T) {
-	inCompany(t)
-	rec := newRecords(t)
-	c := cluster.Start(t, cluster.Options{Queues: 1, Functions: rec.yaml(fn{name: "hello"})})
-	second := exec.CommandContext(t.Context(), filepath.Join(cluster.Bin(), "local"), "-f", filepath.Join(c.State, "manifest.yaml"), "--state", c.State)
-	second.Env = c.Env()
-	out, err := second.CombinedOutput()
-	if err == nil || !bytes.Contains(out, []byte(c.State)) {
-		t.Fatalf("a second bin/local: err %v, printed %s", err, out)
-	}
-	status, body, err := c.Get(0, "/function/hello/")
-	if err := wantStatus(status, 200, body, err); err != nil {
-		t.Fatalf("the first one after that: %v", err)
-	}
 }
 
 func TestWarmCallsNeedNobody(t *testing.T) {

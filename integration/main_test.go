@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -38,14 +39,22 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// company is how many tests run beside one another.
-var company = make(chan struct{}, 2)
+// company has a place for each test that runs beside others: CLUSTERS of them, one unless a larger machine is told otherwise.
+var company = make(chan struct{}, clusters())
 
-// inCompany lets a test with a cluster of its own run beside another such test, after all tests that are alone: for tests that
-// wait more than they compute and judge no short time. A full fault test judges time, and is alone.
+func clusters() int {
+	n, err := strconv.Atoi(os.Getenv("CLUSTERS"))
+	if err != nil || os.Getenv("SLIMFAAS_FULL") != "" { // a full fault test judges time, and is alone
+		return 1
+	}
+	return max(n, 1)
+}
+
+// inCompany lets a test with a cluster of its own run beside other such tests, after all tests that are alone: for tests that
+// wait more than they compute and judge no short time.
 func inCompany(t *testing.T) {
 	t.Helper()
-	if os.Getenv("SLIMFAAS_FULL") != "" {
+	if cap(company) == 1 {
 		return
 	}
 	t.Parallel()

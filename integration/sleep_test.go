@@ -51,6 +51,7 @@ func TestInPeace(t *testing.T) {
 		"a function sleeps after its timeout and not during work": sleepsAfterItsTimeoutAndNotDuringWork(),
 		"queued calls alone wake a function and keep it awake":    queuedCallsAloneWakeAndKeepAwake(),
 		"dependencies wake first and stay awake":                  dependenciesWakeFirstAndStayAwake(),
+		"scaling up and down under load loses nothing":            scalingUpAndDownLosesNothing(),
 		"a killed replica is replaced and the other answers":      killedReplicaIsReplacedAndOthersAnswer(),
 	}, "EDGE_MAX_ASYNC_BODY=1048576")
 }
@@ -224,13 +225,18 @@ func steady(ctx context.Context, c *cluster.Cluster, function string, perSecond 
 	}
 }
 
-func TestScalingUpAndDownUnderLoadLosesNothing(t *testing.T) {
-	rec := newRecords(t)
-	c := cluster.Start(t, cluster.Options{Queues: 1, Functions: rec.yaml(fn{name: "work", annotations: map[string]string{"TimeoutSecondBeforeSetReplicasMin": "300"}})})
-	setScale(t, c, "work", 3)
+// scalingUpAndDownLosesNothing: 100 calls a second while it is scaled from 3 to 1 and back, twenty times.
+func scalingUpAndDownLosesNothing() scenario {
+	return scenario{[]fn{
+		fn{name: "scaled", annotations: map[string]string{"TimeoutSecondBeforeSetReplicasMin": "300"}},
+	}, scaleUpAndDown}
+}
+
+func scaleUpAndDown(t *testing.T, c *cluster.Cluster, rec records) {
+	setScale(t, c, "scaled", 3)
 	ready := func(n int) func() error {
 		return func() error {
-			status, body, err := c.Get(0, "/status-function/work")
+			status, body, err := c.Get(0, "/status-function/scaled")
 			if err := wantStatus(status, 200, body, err); err != nil {
 				return err
 			}
@@ -238,7 +244,7 @@ func TestScalingUpAndDownUnderLoadLosesNothing(t *testing.T) {
 			if err := json.Unmarshal(body, &s); err != nil || s.NumberReady != n || s.NumberRequested != n {
 				return fmt.Errorf("status %s, want %d", body, n)
 			}
-			if got := c.Replicas("work"); got != n {
+			if got := c.Replicas("scaled"); got != n {
 				return fmt.Errorf("%d processes, want %d", got, n)
 			}
 			return nil
@@ -252,14 +258,14 @@ func TestScalingUpAndDownUnderLoadLosesNothing(t *testing.T) {
 	}
 	done := make(chan result, 1)
 	go func() {
-		s, f, err := steady(t.Context(), c, "work", 100, stop)
+		s, f, err := steady(t.Context(), c, "scaled", 100, stop)
 		done <- result{s, f, err}
 	}()
 	began := time.Now()
 	for round := range 20 {
-		setScale(t, c, "work", 1)
+		setScale(t, c, "scaled", 1)
 		c.Eventually(30*time.Second, fmt.Sprintf("one replica, round %d", round), ready(1))
-		setScale(t, c, "work", 3)
+		setScale(t, c, "scaled", 3)
 		c.Eventually(30*time.Second, fmt.Sprintf("three replicas, round %d", round), ready(3))
 	}
 	close(stop)
@@ -267,7 +273,7 @@ func TestScalingUpAndDownUnderLoadLosesNothing(t *testing.T) {
 	if r.failed > 0 {
 		t.Errorf("%d of %d calls failed, the first: %v", r.failed, r.sent, r.first)
 	}
-	if cut := rec.cut(t, "work"); len(cut) > 0 {
+	if cut := rec.cut(t, "scaled"); len(cut) > 0 {
 		t.Errorf("%d calls were cut: %+v", len(cut), cut[0])
 	}
 	t.Logf("%d calls, 20 rounds in %v", r.sent, time.Since(began).Round(time.Second))

@@ -87,7 +87,7 @@ func TestBatchesAreBoundedInBytesAndFramesStayTogether(t *testing.T) {
 				t.Errorf("%s: %v", id, err)
 			}
 		})
-		testkit.Eventually(t, 5*time.Second, "two are under way, the others wait in order", func() bool {
+		testkit.Eventually(t, 20*time.Second, "two are under way, the others wait in order", func() bool {
 			n.mu.Lock()
 			defer n.mu.Unlock()
 			return n.busy == min(i+1, 2) && client.waiting() == max(i-1, 0)
@@ -185,7 +185,7 @@ func TestAHintToADeadAddressIsNotTheEnd(t *testing.T) {
 		_, err := client.Do(within(t, 10*time.Second), accept("id"))
 		done <- err
 	}()
-	testkit.Eventually(t, 5*time.Second, "the dead one has been tried", func() bool {
+	testkit.Eventually(t, 20*time.Second, "the dead one has been tried", func() bool {
 		client.leader.mu.Lock()
 		defer client.leader.mu.Unlock()
 		return len(client.leader.suspects) > 0
@@ -299,7 +299,7 @@ func TestUnknownStaysUnknownUntilTheCallerGoes(t *testing.T) {
 		n.proxy.Cut()
 		panic(http.ErrAbortHandler)
 	}
-	_, err := c.client(t).Do(within(t, time.Second), accept("id")) // over LeaderWait
+	_, err := c.client(t, hasty).Do(within(t, time.Second), accept("id")) // over LeaderWait
 	if !errors.Is(err, ErrUnknown) || errors.Is(err, ErrNotHandedOver) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
@@ -342,7 +342,7 @@ func TestNoLeaderAnywhereIsSaidInTime(t *testing.T) {
 			c := newCluster(t, 3)
 			c.lead(nil)
 			do(c)
-			client := c.client(t)
+			client := c.client(t, hasty)
 			began := time.Now()
 			var callers sync.WaitGroup
 			for i := range 50 {
@@ -394,12 +394,12 @@ func TestACallerThatGoesDoesNotHoldUpTheOthers(t *testing.T) {
 		}()
 	}
 	do(sent, "sent")
-	testkit.Eventually(t, 5*time.Second, "one batch is under way", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.busy == 1 })
+	testkit.Eventually(t, 20*time.Second, "one batch is under way", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.busy == 1 })
 	do(t.Context(), "stays")
-	testkit.Eventually(t, 5*time.Second, "two batches are under way", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.busy == 2 })
+	testkit.Eventually(t, 20*time.Second, "two batches are under way", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.busy == 2 })
 	do(waits, "waits")
 	do(t.Context(), "waits too")
-	testkit.Eventually(t, 5*time.Second, "two wait", func() bool { return client.waiting() == 2 })
+	testkit.Eventually(t, 20*time.Second, "two wait", func() bool { return client.waiting() == 2 })
 	leaveSent()
 	if err := <-results["sent"]; !errors.Is(err, ErrUnknown) || !errors.Is(err, context.Canceled) {
 		t.Errorf("gone while under way: %v", err)
@@ -450,7 +450,7 @@ func TestCloseEndsEverything(t *testing.T) {
 			_, err := client.Do(t.Context(), accept(fmt.Sprint(i)))
 			done <- err
 		}()
-		testkit.Eventually(t, 5*time.Second, "it is under way, or waits", func() bool {
+		testkit.Eventually(t, 20*time.Second, "it is under way, or waits", func() bool {
 			n.mu.Lock()
 			defer n.mu.Unlock()
 			return n.busy == min(i+1, 2) && client.waiting() == max(i-1, 0)
@@ -585,7 +585,7 @@ func TestOutcomesAreTrue(t *testing.T) {
 	nemesis.Wait()
 	client.Close()
 	for _, n := range c.nodes {
-		testkit.Eventually(t, 5*time.Second, "nothing is under way", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.busy == 0 })
+		testkit.Eventually(t, 20*time.Second, "nothing is under way", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.busy == 0 })
 	}
 	late.Wait()
 	count := map[string]int{}

@@ -118,9 +118,12 @@ func (c *cluster) lead(n *fakeNode) {
 	c.leader = n
 }
 
+// hasty is for tests that wait in vain for a leader; all others have patience with a busy machine.
+func hasty(o *Options) { o.LeaderWait = 300 * time.Millisecond }
+
 // client of the whole cluster, with times that suit a test.
 func (c *cluster) client(t testing.TB, change ...func(*Options)) *Client {
-	o := Options{Token: token, LeaderWait: 300 * time.Millisecond, RPCTimeout: 2 * time.Second}
+	o := Options{Token: token, LeaderWait: 10 * time.Second, RPCTimeout: 2 * time.Second}
 	for _, n := range c.nodes {
 		o.Endpoints = append(o.Endpoints, "http://"+n.proxy.Addr())
 	}

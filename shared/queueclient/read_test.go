@@ -57,7 +57,7 @@ func TestRedriveIsNotRepeatedOnceItWasHandedOver(t *testing.T) {
 		}
 	}
 	redrive := func() (*wire.RedriveResponse, error) {
-		return client.Redrive(within(t, 5*time.Second), &wire.RedriveRequest{Function: "f"})
+		return client.Redrive(within(t, 20*time.Second), &wire.RedriveRequest{Function: "f"})
 	}
 	c.lead(c.nodes[2])
 	if r, err := redrive(); err != nil || r.GetCount() != 3 || times.Load() != 1 {
@@ -68,6 +68,7 @@ func TestRedriveIsNotRepeatedOnceItWasHandedOver(t *testing.T) {
 		t.Errorf("broken off: %v, %d times", err, times.Load())
 	}
 	c.lead(nil)
+	client = c.client(t, hasty)
 	if _, err := redrive(); !errors.Is(err, ErrNotHandedOver) || errors.Is(err, ErrUnknown) || times.Load() != 2 {
 		t.Errorf("without a leader: %v, %d times", err, times.Load())
 	}
@@ -149,7 +150,7 @@ func TestDeliverWaitsForALeader(t *testing.T) {
 		}
 		opened <- err
 	}()
-	testkit.Eventually(t, 5*time.Second, "it has tried a few times", func() bool {
+	testkit.Eventually(t, 20*time.Second, "it has tried a few times", func() bool {
 		client.mu.Lock()
 		defer client.mu.Unlock()
 		return client.failedStreams > 3

@@ -34,7 +34,7 @@ func TestWithTLSTheLeaderIsFollowedAndAnImpostorIsHandedNothing(t *testing.T) {
 	for i, n := range c.nodes { // the hints name addresses, the endpoints say http
 		c.lead(n)
 		id := fmt.Sprint("id", i)
-		if _, err := client.Do(within(t, 5*time.Second), accept(id)); err != nil || !c.committed(id) {
+		if _, err := client.Do(within(t, 20*time.Second), accept(id)); err != nil || !c.committed(id) {
 			t.Fatalf("%s: %v", id, err)
 		}
 	}
@@ -44,7 +44,7 @@ func TestWithTLSTheLeaderIsFollowedAndAnImpostorIsHandedNothing(t *testing.T) {
 		"an edge without TLS":   func(*Options) {},
 		"a foreign certificate": func(o *Options) { o.TLS = certified(t, foreign(t), "edge").Client(tlsconf.Names("queue")) },
 	} {
-		if _, err := c.client(t, change).Do(within(t, 5*time.Second), accept(what)); err == nil || c.committed(what) {
+		if _, err := c.client(t, change, hasty).Do(within(t, 5*time.Second), accept(what)); err == nil || c.committed(what) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}

@@ -270,6 +270,16 @@ type edge struct {
 // takes longer over a test than a silent edge lives.
 func (c *cluster) attach(r *running, name, incarnation string, capacity uint32, held ...*wire.Held) *edge {
 	c.t.Helper()
+	e := c.tryAttach(r, name, incarnation, capacity, held...)
+	if e == nil {
+		c.t.Fatalf("%s does not lead", r.config.Name)
+	}
+	return e
+}
+
+// tryAttach returns nil when r does not lead.
+func (c *cluster) tryAttach(r *running, name, incarnation string, capacity uint32, held ...*wire.Held) *edge {
+	c.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	e := &edge{c: c, stream: c.as("edge", r).Deliver(ctx), down: make(chan *wire.DeliverDown, 4096), cancel: cancel}
 	c.t.Cleanup(cancel)
@@ -288,10 +298,27 @@ func (c *cluster) attach(r *running, name, incarnation string, capacity uint32, 
 	}()
 	first := e.next("welcome")
 	if e.welcome = first.GetWelcome(); e.welcome == nil {
-		c.t.Fatalf("first is %v", first)
+		if first.GetNotLeader() == nil {
+			c.t.Fatalf("first is %v", first)
+		}
+		cancel()
+		return nil
 	}
 	e.beat(ctx)
 	return e
+}
+
+// attachLeader attaches to whoever leads: on a busy machine that changes for no reason of the test.
+func (c *cluster) attachLeader(name, incarnation string, capacity uint32, held ...*wire.Held) (*running, *edge) {
+	c.t.Helper()
+	var leader *running
+	var e *edge
+	c.eventually("attached to the leader", func() bool {
+		leader = c.leader()
+		e = c.tryAttach(leader, name, incarnation, capacity, held...)
+		return e != nil
+	})
+	return leader, e
 }
 
 func (e *edge) send(up *wire.DeliverUp) {

@@ -36,10 +36,9 @@ func (c *cluster) halt(r *running) {
 func TestANewLeaderKeepsSessionsAndSortsOutWhatIsHeld(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 3)
-	first := c.leader()
-	client := c.as("edge", first)
 	c.function("f", func(s *function.Specification) { s.NumberParallelRequest = 4 }, "f-0")
-	e := c.attach(first, "edge-0", "a", 10)
+	first, e := c.attachLeader("edge-0", "a", 10)
+	client := c.as("edge", first)
 	ids := [][]byte{c.accepted(client, "f"), c.accepted(client, "f"), c.accepted(client, "f")}
 	kept, lost, awaiting := e.grant(), e.grant(), e.grant()
 	e.answer(awaiting, 202)
@@ -53,9 +52,8 @@ func TestANewLeaderKeepsSessionsAndSortsOutWhatIsHeld(t *testing.T) {
 			break
 		}
 	}
-	second := c.leader()
+	second, e2 := c.attachLeader("edge-0", "a", 10, &wire.Held{Id: kept.GetId(), Fence: kept.GetFence()})
 	client = c.as("edge", second)
-	e2 := c.attach(second, "edge-0", "a", 10, &wire.Held{Id: kept.GetId(), Fence: kept.GetFence()})
 	if e2.welcome.GetSession() != e.welcome.GetSession() {
 		t.Fatalf("session %d, was %d", e2.welcome.GetSession(), e.welcome.GetSession())
 	}
@@ -82,15 +80,13 @@ func TestANewLeaderKeepsSessionsAndSortsOutWhatIsHeld(t *testing.T) {
 func TestASessionThatDoesNotComeBackToTheNewLeaderEndsThere(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 3)
-	first := c.leader()
 	c.function("f", retries(0), "f-0")
-	e := c.attach(first, "edge-0", "a", 10)
+	first, e := c.attachLeader("edge-0", "a", 10)
 	id := c.accepted(c.as("edge", first), "f")
 	e.grant()
 	handed := time.Now()
 	c.halt(first)
-	second := c.leader()
-	other := c.attach(second, "edge-1", "b", 10)
+	second, other := c.attachLeader("edge-1", "b", 10)
 	g := other.grant()
 	if string(g.GetId()) != string(id) || g.GetTryNumber() != 2 {
 		t.Fatalf("grant %v", g)
