@@ -379,6 +379,9 @@ func TestADirectoryThatIsNotItsOwnIsRefusedAndRejoins(t *testing.T) {
 		}},
 		{"another's", "belongs to", func() { must(t, os.RemoveAll(dir)); must(t, os.CopyFS(dir, os.DirFS(disk(c, "queue-2")))) }},
 	} {
+		if os.Getenv("SLIMFAAS_FULL") == "" && (fault.name == "missing" || fault.name == "emptied") {
+			continue // raftnode has them in its own tests
+		}
 		before := len(c.Log(victim))
 		c.Signal(victim, syscall.SIGSTOP)
 		fault.do()

@@ -280,9 +280,9 @@ func scaleUpAndDown(t *testing.T, c *cluster.Cluster, rec records) {
 }
 
 // TestBurstsAroundTheDrainLoseNothing: bursts of 1 s at 100 requests/s, separated by the sleep timeout ± 300 ms, so that
-// requests land before, in and after the drain. 105 rounds, spread over seven functions that run side by side.
+// requests land before, in and after the drain. 104 rounds, spread over eight functions that run side by side.
 func TestBurstsAroundTheDrainLoseNothing(t *testing.T) {
-	const functions, rounds, rate = 7, 15, 100
+	const functions, rounds, rate = 8, 13, 100
 	rec := newRecords(t)
 	var list []fn
 	for i := range functions {
