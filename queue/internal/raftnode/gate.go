@@ -63,7 +63,8 @@ type gate struct {
 	mute     atomic.Bool
 	// heard is the leader's last word on what is committed, for a node that is filled.
 	heard atomic.Pointer[leaderWord]
-	// caller is the leader that last sent something to a node that takes nothing.
+	// caller is the leader that last sent something to a node that takes nothing, or who last asked one that is alone in its cluster
+	// and is of another.
 	caller atomic.Pointer[Member]
 }
 

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/slimfaas/slimfaas/queue/internal/command"
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
@@ -221,7 +222,12 @@ func TestTheFirstNodeDoesNotBeginAnewBesideTheClusterItBegan(t *testing.T) {
 	if _, _, err := n.Propose(t.Context(), []command.Command{command.SetInstallation{ID: "another"}}); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-n.Done(); !errors.Is(err, ErrForeignDir) || !strings.Contains(err.Error(), "queue rejoin the-cluster") {
+	var stopped error
+	select {
+	case stopped = <-n.Done():
+	case <-time.After(30 * time.Second):
+	}
+	if err := stopped; !errors.Is(err, ErrForeignDir) || !strings.Contains(err.Error(), "queue rejoin the-cluster") {
 		t.Errorf("it stops with %v", err)
 	}
 	n.View(func(m *fsm.Machine) {
@@ -235,6 +241,38 @@ func TestTheFirstNodeDoesNotBeginAnewBesideTheClusterItBegan(t *testing.T) {
 			t.Errorf("%s stops with %v", other.Name(), err)
 		default:
 		}
+	}
+}
+
+// The same, where the others ask first: what asks for a word is enough, for a stranger is sent nothing else.
+func TestANodeAloneHearsOfTheClusterItBeganFromWhoeverAsks(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, nil)
+	c.mustPropose([]command.Command{command.SetInstallation{ID: "the-cluster"}})
+	c.add(c.join("queue-1"), c.join("queue-2"))
+	c.votes()
+	c.kill(0)
+	c.mustPropose(accept(1, nil))
+	for _, other := range c.nodes[1:] {
+		other.peers.estrange(c.configs[0].Name, "the-cluster", "another")
+	}
+	replaceDir(t, c.configs[0].Dir, "")
+	n, err := Open(c.configs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.nodes[0] = n
+	eventually(t, "a cluster of its own", n.InOffice)
+	if _, _, err := n.Propose(t.Context(), []command.Command{command.SetInstallation{ID: "another"}}); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-n.Done():
+		if !errors.Is(err, ErrForeignDir) {
+			t.Errorf("it stops with %v", err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("it goes on as a cluster of its own")
 	}
 }
 

@@ -47,6 +47,7 @@ func (c claim) max(other claim) claim {
 // itself never sends: the link between nodes needs no second protocol.
 type word struct {
 	Cluster  string `json:"cluster,omitempty"` // installation id, as far as known
+	Address  string `json:"address,omitempty"` // where Raft reaches the node
 	Standing string `json:"standing"`
 	claim
 	Life        string  `json:"life"` // of the process: what it says in this one is no news to it
@@ -159,6 +160,7 @@ func (p *peers) own() word {
 		Cluster: n.cluster(), Standing: n.gate.is().String(), DiskPercent: space.Used, DiskLevel: uint8(n.disk.Level()),
 		UnixMs: n.config.Clock().UnixMilli(), Life: n.lifeID,
 	}
+	w.Address, _, _ = decodeAddress(n.gate.LocalAddr())
 	if r := n.where.raft.Load(); r != nil {
 		w.claim = claim{Term: r.CurrentTerm(), Commit: r.CommitIndex()}
 	}
@@ -171,6 +173,10 @@ func (p *peers) answer(q *raft.RequestPreVoteRequest) *raft.RequestPreVoteRespon
 	own.Asker = p.node.where.suffrage(string(q.ID))
 	var said word
 	if err := json.Unmarshal(q.Addr, &said); err == nil {
+		if said.strange(own) && said.Address != "" && p.node.alone() {
+			// Its leader sends nothing to a stranger, as which it may have this node by now.
+			p.node.gate.caller.Store(&Member{Name: string(q.ID), RaftAddress: said.Address})
+		}
 		p.mu.Lock()
 		if other := p.by[string(q.ID)]; other != nil && !said.strange(own) {
 			own.Known = other.known(said.Life)
@@ -242,7 +248,7 @@ func (p *peers) meet(life context.Context) {
 	}
 }
 
-// heed a leader that calls and is not known. A node that is filled takes nothing before it knows that the leader is of its own
+// heed a leader, or a member of another cluster, that calls and is not known. A node that is filled takes nothing before it knows that the leader is of its own
 // cluster. One that is alone in its cluster has lost its directory, and has begun a cluster of its own with an empty one, where the
 // leader's cluster is another and has it as a member.
 func (p *peers) heed() {
