@@ -155,11 +155,8 @@ func TestChaosB2HintsHarmed(t *testing.T) {
 	}
 }
 
-// TestChaosB6Strangers: who has no key, another's name, no password or no idea is refused and written down.
-func TestChaosB6Strangers(t *testing.T) {
-	inCompany(t)
-	newNemesis(t)
-	c := queueCluster(t)
+// chaosB6Strangers: who has no key, another's name, no password or no idea is refused and written down.
+func chaosB6Strangers(t *testing.T, c *cluster.Cluster) {
 	ports := c.Ports()["queue-0"]
 	password, err := os.ReadFile(filepath.Join(c.State, "secrets", "routes.password"))
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -16,10 +17,27 @@ import (
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
 
-// queueCluster is three queue nodes whose faults a test brings about.
-func queueCluster(t *testing.T) *cluster.Cluster {
-	t.Helper()
-	return cluster.Start(t, cluster.Options{Functions: newRecords(t).yaml(fn{name: "other"})})
+// TestChaosQueue harms the queue nodes of an ordinary cluster in one way after another, each under a load of its own. Small, they
+// share a cluster.
+func TestChaosQueue(t *testing.T) {
+	inCompany(t)
+	start := func(t *testing.T) *cluster.Cluster {
+		return cluster.Start(t, cluster.Options{Functions: newRecords(t).yaml(fn{name: "other"})})
+	}
+	share := start
+	if os.Getenv("SLIMFAAS_FULL") == "" {
+		c := start(t)
+		share = func(t *testing.T) *cluster.Cluster { return c.With(t) }
+	}
+	for _, part := range []struct {
+		name string
+		harm func(*testing.T, *cluster.Cluster)
+	}{
+		{"B6Strangers", chaosB6Strangers}, {"Q1LeaderKilled", chaosQ1LeaderKilled}, {"Q2NodesKilled", chaosQ2NodesKilled}, {"Q3LeaderPaused", chaosQ3LeaderPaused},
+		{"Q14RollingRestart", chaosQ14RollingRestart}, {"Q18RetriedAfterUnknown", chaosQ18RetriedAfterUnknown},
+	} {
+		t.Run(part.name, func(t *testing.T) { part.harm(t, share(t)) })
+	}
 }
 
 // perSecond of the load: what the table asks for, and what a small run bears beside the race detector.
@@ -50,11 +68,9 @@ func kill(t *testing.T, c *cluster.Cluster, names ...string) {
 	}
 }
 
-// TestChaosQ1LeaderKilled: kill -9 the leader again and again under 32 writers and 16 readers.
-func TestChaosQ1LeaderKilled(t *testing.T) {
-	inCompany(t)
+// chaosQ1LeaderKilled: kill -9 the leader again and again under 32 writers and 16 readers.
+func chaosQ1LeaderKilled(t *testing.T, c *cluster.Cluster) {
 	n := newNemesis(t)
-	c := queueCluster(t)
 	l := startLoad(t, c, 32, 16, n.perSecond())
 	var gaps []time.Duration
 	for range n.runs(3, 200) {
@@ -71,11 +87,9 @@ func TestChaosQ1LeaderKilled(t *testing.T) {
 	l.finish()
 }
 
-// TestChaosQ2NodesKilled: one random node, two of three, all three.
-func TestChaosQ2NodesKilled(t *testing.T) {
-	inCompany(t)
+// chaosQ2NodesKilled: one random node, two of three, all three.
+func chaosQ2NodesKilled(t *testing.T, c *cluster.Cluster) {
 	n := newNemesis(t)
-	c := queueCluster(t)
 	l := startLoad(t, c, 32, 16, n.perSecond())
 	for _, part := range []struct{ victims, runs int }{{1, n.runs(2, 200)}, {2, n.runs(1, 50)}, {3, n.runs(1, 50)}} {
 		var back []time.Duration
@@ -97,11 +111,9 @@ func TestChaosQ2NodesKilled(t *testing.T) {
 	l.finish()
 }
 
-// TestChaosQ3LeaderPaused: SIGSTOP the leader; when it goes on it must not answer from what it knew.
-func TestChaosQ3LeaderPaused(t *testing.T) {
-	inCompany(t)
+// chaosQ3LeaderPaused: SIGSTOP the leader; when it goes on it must not answer from what it knew.
+func chaosQ3LeaderPaused(t *testing.T, c *cluster.Cluster) {
 	n := newNemesis(t)
-	c := queueCluster(t)
 	l := startLoad(t, c, 16, 8, n.perSecond())
 	longest := 4 * time.Second
 	if n.full {
@@ -226,7 +238,7 @@ func lastAcknowledgement(t *testing.T, l *load, node string, during time.Duratio
 			for time.Since(began) < during {
 				k := l.private()
 				ctx, cancel := context.WithTimeout(t.Context(), during)
-				result, err := asked.Submit(ctx, accept(k.id))
+				result, err := asked.Submit(ctx, accept(l.function, k.id))
 				cancel()
 				if err == nil && result.GetCode() == wire.Code_CODE_OK {
 					last.Store(int64(time.Since(began)))
@@ -242,11 +254,9 @@ func lastAcknowledgement(t *testing.T, l *load, node string, during time.Duratio
 	return time.Duration(last.Load())
 }
 
-// TestChaosQ14RollingRestart: SIGTERM to each node in turn under load. A client with three seconds' patience fails never.
-func TestChaosQ14RollingRestart(t *testing.T) {
-	inCompany(t)
+// chaosQ14RollingRestart: SIGTERM to each node in turn under load. A client with three seconds' patience fails never.
+func chaosQ14RollingRestart(t *testing.T, c *cluster.Cluster) {
 	n := newNemesis(t)
-	c := queueCluster(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	l := startLoad(t, c, 1, 1, 20) // for its verdicts; the load that is measured is below
@@ -259,7 +269,7 @@ func TestChaosQ14RollingRestart(t *testing.T) {
 				for ctx.Err() == nil {
 					budget, done := context.WithTimeout(t.Context(), 3*time.Second)
 					k := l.private()
-					_, err := client.Do(budget, accept(k.id))
+					_, err := client.Do(budget, accept(l.function, k.id))
 					done()
 					calls.Add(1)
 					if err != nil {
@@ -302,13 +312,11 @@ func TestChaosQ14RollingRestart(t *testing.T) {
 	l.finish()
 }
 
-// TestChaosQ18RetriedAfterUnknown: clients that give up after milliseconds ask again with the same id, while leaders die.
-func TestChaosQ18RetriedAfterUnknown(t *testing.T) {
-	inCompany(t)
+// chaosQ18RetriedAfterUnknown: clients that give up after milliseconds ask again with the same id, while leaders die.
+func chaosQ18RetriedAfterUnknown(t *testing.T, c *cluster.Cluster) {
 	n := newNemesis(t)
-	c := queueCluster(t)
 	const clients = 16
-	calls := int64(n.runs(200, 10_000))
+	function, calls := newRegister(), int64(n.runs(200, 10_000))
 	var ledger history.Ledger
 	var next, unknown, repeated atomic.Int64
 	var work sync.WaitGroup
@@ -325,7 +333,7 @@ func TestChaosQ18RetriedAfterUnknown(t *testing.T) {
 						cancel()
 						ctx, cancel = context.WithTimeout(t.Context(), 10*time.Second)
 					}
-					result, err := client.Do(ctx, accept(id))
+					result, err := client.Do(ctx, accept(function, id))
 					cancel()
 					if err == nil && result.GetCode() == wire.Code_CODE_OK {
 						if result.GetRepeated() {
@@ -371,7 +379,7 @@ func TestChaosQ18RetriedAfterUnknown(t *testing.T) {
 	if err := report.Err(); err != nil {
 		t.Error(err)
 	}
-	if got := nodes[0].Functions[register]; int(got.Accepted) != len(seen) || int(got.Queued) != len(seen) {
+	if got := nodes[0].Functions[function]; int(got.Accepted) != len(seen) || int(got.Queued) != len(seen) {
 		t.Errorf("%d ids have a record, and the queue has accepted %.0f and holds %.0f", len(seen), got.Accepted, got.Queued)
 	}
 	if repeated.Load() == 0 {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -76,9 +77,11 @@ func percentile(all []time.Duration, p int) time.Duration {
 	return sorted[min(len(sorted)-1, len(sorted)*p/100)]
 }
 
-// register is the function of the load: no workload has this name, so nobody delivers its calls, and a call is a register that
-// is absent, queued or cancelled.
-const register = "register"
+// registers gives each load a function of its own: no workload has its name, so nobody delivers its calls, and a call is a register
+// that is absent, queued or cancelled.
+var registers atomic.Int64
+
+func newRegister() string { return fmt.Sprintf("register-%d", registers.Add(1)) }
 
 // hotKeys are read and written by many at once; older ones are left alone, so that no key gets more than maxOps operations.
 const (
@@ -88,13 +91,14 @@ const (
 
 // load is writers and readers that go through the queue's client as edges do, and witnesses that ask single nodes.
 type load struct {
-	t      *testing.T
-	c      *cluster.Cluster
-	rec    *history.Recorder
-	latest atomic.Pointer[key] // accepted for certain, a moment ago
-	cancel context.CancelFunc
-	work   sync.WaitGroup
-	final  *queueclient.Client
+	function string
+	t        *testing.T
+	c        *cluster.Cluster
+	rec      *history.Recorder
+	latest   atomic.Pointer[key] // accepted for certain, a moment ago
+	cancel   context.CancelFunc
+	work     sync.WaitGroup
+	final    *queueclient.Client
 
 	mu   sync.Mutex // guards the fields below
 	hot  []*key
@@ -114,7 +118,7 @@ type key struct {
 func startLoad(t *testing.T, c *cluster.Cluster, writers, readers, perSecond int) *load {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	l := &load{t: t, c: c, rec: history.NewRecorder(), cancel: cancel, final: c.Client(queueclient.Options{Name: "final"})}
+	l := &load{function: newRegister(), t: t, c: c, rec: history.NewRecorder(), cancel: cancel, final: c.Client(queueclient.Options{Name: "final"})}
 	every := time.Second * time.Duration(writers+readers) / time.Duration(perSecond)
 	var client *queueclient.Client
 	for i := range writers + readers {
@@ -228,8 +232,8 @@ func unhex(t *testing.T, key string) []byte {
 // payload of every call: 1 KiB.
 var payload = make([]byte, 1<<10)
 
-func accept(id string) *wire.Op {
-	return &wire.Op{Op: &wire.Op_Accept{Accept: &wire.Accept{Id: []byte(id), Function: register, Payload: payload, Size: uint64(len(payload))}}}
+func accept(function, id string) *wire.Op {
+	return &wire.Op{Op: &wire.Op_Accept{Accept: &wire.Accept{Id: []byte(id), Function: function, Payload: payload, Size: uint64(len(payload))}}}
 }
 
 // write accepts a new call, or one that others know, or cancels one. It is not given up when the load ends: an accept that was
@@ -245,7 +249,7 @@ func (l *load) write(client *queueclient.Client, number int) {
 	if k == nil {
 		kind, k = history.Accept, l.fresh()
 	}
-	op := accept(k.id)
+	op := accept(l.function, k.id)
 	if kind == history.Cancel {
 		op = &wire.Op{Op: &wire.Op_Cancel{Cancel: &wire.Cancel{Id: []byte(k.id)}}}
 	}
@@ -378,7 +382,7 @@ func (l *load) finish() {
 	if err := report.Err(); err != nil {
 		l.t.Error(err)
 	}
-	if got := nodes[0].Functions[register].Accepted; int(got) != len(seen) {
+	if got := nodes[0].Functions[l.function].Accepted; int(got) != len(seen) {
 		l.t.Errorf("%.0f calls were accepted and %d are there: each must have exactly one record", got, len(seen))
 	}
 	operations, registers := l.rec.Size()

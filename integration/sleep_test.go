@@ -280,9 +280,9 @@ func scaleUpAndDown(t *testing.T, c *cluster.Cluster, rec records) {
 }
 
 // TestBurstsAroundTheDrainLoseNothing: bursts of 1 s at 100 requests/s, separated by the sleep timeout ± 300 ms, so that
-// requests land before, in and after the drain. 104 rounds, spread over eight functions that run side by side.
+// requests land before, in and after the drain. 100 rounds, spread over ten functions that run side by side.
 func TestBurstsAroundTheDrainLoseNothing(t *testing.T) {
-	const functions, rounds, rate = 8, 13, 100
+	const functions, rounds, rate = 10, 10, 100
 	rec := newRecords(t)
 	var list []fn
 	for i := range functions {
@@ -300,6 +300,7 @@ func TestBurstsAroundTheDrainLoseNothing(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range functions {
 		wg.Go(func() {
+			pace(time.Duration(i) * 200 * time.Millisecond) // half of them burst while the others are quiet
 			for round := range rounds {
 				stop := make(chan struct{})
 				timer := time.AfterFunc(time.Second, func() { close(stop) })
