@@ -21,7 +21,7 @@ func (o *office) age(c fsm.Call, now time.Time) {
 	}
 	if c.FinishedUnixMs != 0 {
 		delete(o.aging, c.ID)
-		if o.ages.size() > 2*len(o.aging)+1024 { // most calls end long before
+		if o.ages.Len() > 2*len(o.aging)+1024 { // most calls end long before
 			o.compactAges()
 		}
 		return
@@ -31,16 +31,14 @@ func (o *office) age(c fsm.Call, now time.Time) {
 		return
 	}
 	o.aging[c.ID] = struct{}{}
-	o.ages.push(overdue{c.ExpireUnixMs, c.ID})
+	o.ages.Push(overdue{c.ExpireUnixMs, c.ID})
 	o.setAgesAt(now)
 }
 
 func (o *office) compactAges() {
-	kept := o.ages.items
-	o.ages.items = nil
-	for _, a := range kept {
+	for _, a := range o.ages.Take() {
 		if o.isAging(a.id) {
-			o.ages.push(a)
+			o.ages.Push(a)
 		}
 	}
 }
@@ -48,8 +46,8 @@ func (o *office) compactAges() {
 // tickAges brings calls whose time is over among what is proposed.
 func (o *office) tickAges(now time.Time) {
 	nowMs := now.UnixMilli()
-	for o.ages.size() > 0 && o.ages.top().at < nowMs {
-		if a := o.ages.pop(); o.isAging(a.id) {
+	for o.ages.Len() > 0 && o.ages.Top().at < nowMs {
+		if a := o.ages.Pop(); o.isAging(a.id) {
 			o.overdue = append(o.overdue, a)
 		}
 	}
@@ -63,7 +61,7 @@ func (o *office) isAging(id command.ID) bool {
 
 // setAgesAt keeps on the monotonic clock when the next one is over.
 func (o *office) setAgesAt(now time.Time) {
-	if o.ages.size() > 0 {
-		o.agesAt = now.Add(time.Duration(o.ages.top().at+1-now.UnixMilli()) * time.Millisecond)
+	if o.ages.Len() > 0 {
+		o.agesAt = now.Add(time.Duration(o.ages.Top().at+1-now.UnixMilli()) * time.Millisecond)
 	}
 }

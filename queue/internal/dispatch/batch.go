@@ -90,7 +90,7 @@ func (o *office) grants(now time.Time, limit int) []*pending {
 			}
 			continue // looked at again when a slot is free or the table changes
 		}
-		l.due.pop()
+		l.due.Pop()
 		l.take(replica)
 		s.load++
 		p := &pending{place: call, lane: l, replica: replica, session: s, spec: l.Spec}
@@ -186,7 +186,7 @@ func (o *office) takeBack(p *pending, again bool) {
 	p.session.load--
 	p.lane.free(p.replica)
 	if again {
-		p.lane.due.push(p.place)
+		p.lane.due.Push(p.place)
 	}
 	o.look(p.lane)
 }

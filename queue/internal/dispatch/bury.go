@@ -43,7 +43,7 @@ func (o *office) orphans(now time.Time) []place {
 		if !o.gone(l, now) {
 			continue
 		}
-		list = append(list, l.due.items[:min(len(l.due.items), maxBurials-len(list))]...)
+		list = append(list, l.due.Items()[:min(l.due.Len(), maxBurials-len(list))]...)
 		if len(list) == maxBurials {
 			break
 		}
@@ -69,8 +69,8 @@ func (o *office) bury(old map[command.ID]bool, now time.Time) {
 			continue
 		}
 		var kept []place
-		for l.due.size() > 0 {
-			p := l.due.pop()
+		for l.due.Len() > 0 {
+			p := l.due.Pop()
 			switch {
 			case l.dropCancelled(p.seq):
 			case !old[p.id]:
@@ -84,7 +84,7 @@ func (o *office) bury(old map[command.ID]bool, now time.Time) {
 			}
 		}
 		for _, p := range kept {
-			l.due.push(p)
+			l.due.Push(p)
 		}
 	}
 }

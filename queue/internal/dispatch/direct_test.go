@@ -84,8 +84,8 @@ func TestACallThatWaitsForNothingIsGrantedWithItsAccept(t *testing.T) {
 	if s := w.state(id); s.State != fsm.Succeeded {
 		t.Errorf("%v", s.State)
 	}
-	if l := w.office.lanes["f"]; l.slots != 0 || l.due.size() != 0 || e.load != 0 || len(w.office.pending) != 0 {
-		t.Errorf("left: %d slots, %d due, load %d, %d pending", l.slots, l.due.size(), e.load, len(w.office.pending))
+	if l := w.office.lanes["f"]; l.slots != 0 || l.due.Len() != 0 || e.load != 0 || len(w.office.pending) != 0 {
+		t.Errorf("left: %d slots, %d due, load %d, %d pending", l.slots, l.due.Len(), e.load, len(w.office.pending))
 	}
 }
 
@@ -177,8 +177,8 @@ func TestAReservationThatComesToNothingIsGivenBack(t *testing.T) {
 		}
 		w.answer(e, w.office.runs[id], 200)
 		w.propose()
-		if l := w.office.lanes["f"]; w.state(id).State != fsm.Succeeded || l.slots != 0 || l.due.size() != 0 || e.load != 0 {
-			t.Errorf("%v, %d slots, %d due, load %d", w.state(id).State, l.slots, l.due.size(), e.load)
+		if l := w.office.lanes["f"]; w.state(id).State != fsm.Succeeded || l.slots != 0 || l.due.Len() != 0 || e.load != 0 {
+			t.Errorf("%v, %d slots, %d due, load %d", w.state(id).State, l.slots, l.due.Len(), e.load)
 		}
 	})
 }
@@ -219,9 +219,9 @@ func TestACallHandedOverTwiceIsGrantedOnce(t *testing.T) {
 	id := w.accept("f") // without a grant, and again with one
 	w.office.runnable = nil
 	w.office.lanes["f"].runnable = false
-	w.office.lanes["f"].due.pop()
+	w.office.lanes["f"].due.Pop()
 	p := w.office.reserve(id, "f", e.ID, w.now)
-	w.office.lanes["f"].due.push(place{w.state(id).Seq, id})
+	w.office.lanes["f"].due.Push(place{w.state(id).Seq, id})
 	results := w.commit(command.Accept{ID: id, Function: "f"}, (&Reservation{w.office, p}).Grant())
 	if !results[0].Repeated || w.settle(p, &results[1]) == nil {
 		t.Fatalf("%+v", results)

@@ -5,6 +5,7 @@ import (
 
 	"github.com/slimfaas/slimfaas/queue/internal/command"
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
+	"github.com/slimfaas/slimfaas/queue/internal/priority"
 	"github.com/slimfaas/slimfaas/shared/function"
 )
 
@@ -31,8 +32,8 @@ type retry struct {
 type lane struct {
 	Function
 
-	due     heap[place] // Queued, or Waiting and due; FIFO by seq
-	waiting heap[retry] // Waiting, by time
+	due     priority.Heap[place] // Queued, or Waiting and due; FIFO by seq
+	waiting priority.Heap[retry] // Waiting, by time
 	// cancelled marks places in the two heaps that are no longer calls, by seq.
 	cancelled map[uint64]struct{}
 
@@ -71,8 +72,8 @@ func (c *counts) at(s fsm.State) *uint64 {
 func newLane(name string) *lane {
 	return &lane{
 		Function:  Function{Name: name},
-		due:       heap[place]{before: func(a, b place) bool { return a.seq < b.seq }},
-		waiting:   heap[retry]{before: func(a, b retry) bool { return a.at < b.at || a.at == b.at && a.seq < b.seq }},
+		due:       priority.New(func(a, b place) bool { return a.seq < b.seq }),
+		waiting:   priority.New(func(a, b retry) bool { return a.at < b.at || a.at == b.at && a.seq < b.seq }),
 		cancelled: map[uint64]struct{}{},
 		onReplica: map[string]int{},
 		avoid:     map[string]time.Time{},
@@ -82,17 +83,17 @@ func newLane(name string) *lane {
 
 // ripen moves calls whose time has come among the due ones. next is the time of the earliest that waits on; 0 none does.
 func (l *lane) ripen(nowMs int64) (moved bool, next int64) {
-	for l.waiting.size() > 0 {
-		first := l.waiting.top()
+	for l.waiting.Len() > 0 {
+		first := l.waiting.Top()
 		if l.dropCancelled(first.seq) {
-			l.waiting.pop()
+			l.waiting.Pop()
 			continue
 		}
 		if first.at > nowMs {
 			return moved, first.at
 		}
-		l.waiting.pop()
-		l.due.push(first.place)
+		l.waiting.Pop()
+		l.due.Push(first.place)
 		moved = true
 	}
 	return moved, 0
@@ -100,11 +101,11 @@ func (l *lane) ripen(nowMs int64) (moved bool, next int64) {
 
 // first is the call whose turn it is.
 func (l *lane) first() (place, bool) {
-	for l.due.size() > 0 {
-		if p := l.due.top(); !l.dropCancelled(p.seq) {
+	for l.due.Len() > 0 {
+		if p := l.due.Top(); !l.dropCancelled(p.seq) {
 			return p, true
 		}
-		l.due.pop()
+		l.due.Pop()
 	}
 	return place{}, false
 }
@@ -122,16 +123,14 @@ func (l *lane) sweep() {
 	if len(l.cancelled) == 0 {
 		return
 	}
-	due, waiting := l.due.items, l.waiting.items
-	l.due.items, l.waiting.items = nil, nil
-	for _, p := range due {
+	for _, p := range l.due.Take() {
 		if !l.dropCancelled(p.seq) {
-			l.due.push(p)
+			l.due.Push(p)
 		}
 	}
-	for _, r := range waiting {
+	for _, r := range l.waiting.Take() {
 		if !l.dropCancelled(r.seq) {
-			l.waiting.push(r)
+			l.waiting.Push(r)
 		}
 	}
 	clear(l.cancelled)
@@ -210,11 +209,11 @@ func (l *lane) earliest() (at int64, ok bool) {
 	if l.counts.waiting == 0 {
 		return 0, false
 	}
-	for l.waiting.size() > 0 && l.dropCancelled(l.waiting.top().seq) {
-		l.waiting.pop()
+	for l.waiting.Len() > 0 && l.dropCancelled(l.waiting.Top().seq) {
+		l.waiting.Pop()
 	}
-	if uint64(l.waiting.size()) < l.counts.waiting || l.waiting.size() == 0 {
+	if uint64(l.waiting.Len()) < l.counts.waiting || l.waiting.Len() == 0 {
 		return 0, true
 	}
-	return l.waiting.top().at, true
+	return l.waiting.Top().at, true
 }

@@ -107,7 +107,7 @@ func TestAgesOfEndedCallsTakeNoMemory(t *testing.T) {
 	for range 5000 {
 		w.commit(command.Cancel{ID: w.acceptWith("f", command.AcceptOptions{ExpireUnixMs: w.in(time.Hour)})})
 	}
-	if n := w.office.ages.size(); n > 2048 {
+	if n := w.office.ages.Len(); n > 2048 {
 		t.Fatalf("%d ages of calls that have ended", n)
 	}
 }

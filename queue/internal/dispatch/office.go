@@ -6,6 +6,7 @@ import (
 
 	"github.com/slimfaas/slimfaas/queue/internal/command"
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
+	"github.com/slimfaas/slimfaas/queue/internal/priority"
 	"github.com/slimfaas/slimfaas/shared/function"
 )
 
@@ -30,9 +31,9 @@ type office struct {
 	expired   []*session
 	burials   []*pending // calls of functions long gone
 	overdue   []overdue  // calls over their maximum age
-	deadlines heap[deadline]
-	wakes     heap[wake]
-	ages      heap[overdue]           // calls with a maximum age, by its end
+	deadlines priority.Heap[deadline]
+	wakes     priority.Heap[wake]
+	ages      priority.Heap[overdue]  // calls with a maximum age, by its end
 	aging     map[command.ID]struct{} // those of them that have not ended
 	agesAt    time.Time               // when the first is over
 	uploads   uploads
@@ -66,10 +67,10 @@ func newOffice(m *fsm.Machine, now time.Time, settingsOf func(string) (Function,
 		runs:       map[command.ID]*run{},
 		pending:    map[command.ID]*pending{},
 		sessions:   map[uint64]*session{},
-		deadlines:  heap[deadline]{before: func(a, b deadline) bool { return a.at.Before(b.at) }},
-		wakes:      heap[wake]{before: func(a, b wake) bool { return a.at.Before(b.at) }},
+		deadlines:  priority.New(func(a, b deadline) bool { return a.at.Before(b.at) }),
+		wakes:      priority.New(func(a, b wake) bool { return a.at.Before(b.at) }),
 		aging:      map[command.ID]struct{}{},
-		ages:       heap[overdue]{before: func(a, b overdue) bool { return a.at < b.at }},
+		ages:       priority.New(func(a, b overdue) bool { return a.at < b.at }),
 		flipped:    true,
 		limits:     limits,
 		uploads:    newUploads(m, now, limits.UploadIdle),
@@ -133,10 +134,10 @@ func (o *office) enter(c fsm.Change, now time.Time, loading bool) {
 			p.seq = c.Call.Seq // its grant is in the same entry, or comes back
 			return
 		}
-		l.due.push(place{c.Call.Seq, c.Call.ID})
+		l.due.Push(place{c.Call.Seq, c.Call.ID})
 		o.look(l)
 	case fsm.Waiting:
-		l.waiting.push(retry{c.Call.NextTryUnixMs, place{c.Call.Seq, c.Call.ID}})
+		l.waiting.Push(retry{c.Call.NextTryUnixMs, place{c.Call.Seq, c.Call.ID}})
 		o.ripen(l, now)
 	default:
 		if known == nil && (c.From == fsm.Queued || c.From == fsm.Waiting) {
@@ -308,24 +309,24 @@ func (o *office) setDeadline(r *run, now time.Time) {
 	if r.State == fsm.Running {
 		r.deadline = r.deadline.Add(backstop)
 	}
-	o.deadlines.push(deadline{r.deadline, r})
-	if o.deadlines.size() > 2*len(o.runs)+1024 {
+	o.deadlines.Push(deadline{r.deadline, r})
+	if o.deadlines.Len() > 2*len(o.runs)+1024 {
 		o.compact()
 	}
 }
 
 // compact drops void deadlines: most tries end long before theirs.
 func (o *office) compact() {
-	o.deadlines.items = nil
+	o.deadlines.Take()
 	for _, r := range o.runs {
-		o.deadlines.push(deadline{r.deadline, r})
+		o.deadlines.Push(deadline{r.deadline, r})
 	}
 }
 
 // tick is what time alone brings: sessions and tries that are over, calls that are due. Exact when called at next.
 func (o *office) tick(now time.Time) {
-	for o.deadlines.size() > 0 && !o.deadlines.top().at.After(now) {
-		d := o.deadlines.pop()
+	for o.deadlines.Len() > 0 && !o.deadlines.Top().at.After(now) {
+		d := o.deadlines.Pop()
 		if d.run.deadline != d.at || o.runs[d.ID] != d.run {
 			continue
 		}
@@ -335,8 +336,8 @@ func (o *office) tick(now time.Time) {
 			o.finish(d.run, noAnswer(fmt.Sprintf("no result within %s", timeout(o.attempt(d.run).spec))), now)
 		}
 	}
-	for o.wakes.size() > 0 && !o.wakes.top().at.After(now) {
-		w := o.wakes.pop()
+	for o.wakes.Len() > 0 && !o.wakes.Top().at.After(now) {
+		w := o.wakes.Pop()
 		if w.lane.wakeAt != w.at {
 			continue
 		}
@@ -371,13 +372,13 @@ func (o *office) expire(now time.Time) {
 // next is when tick has something to do.
 func (o *office) next() time.Time {
 	at := o.expiry
-	if o.deadlines.size() > 0 {
-		at = earlier(at, o.deadlines.top().at)
+	if o.deadlines.Len() > 0 {
+		at = earlier(at, o.deadlines.Top().at)
 	}
-	if o.wakes.size() > 0 {
-		at = earlier(at, o.wakes.top().at)
+	if o.wakes.Len() > 0 {
+		at = earlier(at, o.wakes.Top().at)
 	}
-	if o.ages.size() > 0 {
+	if o.ages.Len() > 0 {
 		at = earlier(at, o.agesAt)
 	}
 	if len(o.uploads.by) > 0 {
@@ -389,7 +390,7 @@ func (o *office) next() time.Time {
 // recheck looks again at what only the wall clock says: it may have been set.
 func (o *office) recheck(now time.Time) {
 	for _, l := range o.lanes {
-		if l.waiting.size() > 0 {
+		if l.waiting.Len() > 0 {
 			o.ripen(l, now)
 		}
 	}
@@ -410,13 +411,13 @@ func (o *office) ripen(l *lane, now time.Time) {
 func (o *office) wakeAt(l *lane, at time.Time) {
 	if l.wakeAt.IsZero() || at.Before(l.wakeAt) {
 		l.wakeAt = at
-		o.wakes.push(wake{at, l})
+		o.wakes.Push(wake{at, l})
 	}
 }
 
 // look puts a lane among those that may have something to grant.
 func (o *office) look(l *lane) {
-	if !l.runnable && l.due.size() > 0 {
+	if !l.runnable && l.due.Len() > 0 {
 		l.runnable = true
 		o.runnable = append(o.runnable, l)
 	}

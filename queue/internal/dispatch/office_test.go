@@ -709,10 +709,10 @@ func (w *world) check(seed uint64) {
 				places[p.id]++
 			}
 		}
-		for _, p := range l.due.items {
+		for _, p := range l.due.Items() {
 			count(p)
 		}
-		for _, p := range l.waiting.items {
+		for _, p := range l.waiting.Items() {
 			count(p.place)
 		}
 		if n := w.machine.CountersOf(name); n.Queued != l.counts.queued || n.Running != l.counts.running || n.Awaiting != l.counts.awaiting || n.Waiting != l.counts.waiting {
@@ -742,26 +742,5 @@ func (w *world) check(seed uint64) {
 				w.t.Fatalf("seed %d: %s runs nowhere", seed, c.ID)
 			}
 		}
-	}
-}
-
-func TestHeapSorts(t *testing.T) {
-	t.Parallel()
-	r := rand.New(rand.NewPCG(1, 2))
-	h := heap[int]{before: func(a, b int) bool { return a < b }}
-	var want []int
-	for range 5000 {
-		x := r.IntN(1000)
-		h.push(x)
-		want = append(want, x)
-	}
-	slices.Sort(want)
-	for i, x := range want {
-		if got := h.pop(); got != x {
-			t.Fatalf("%d: %d, want %d", i, got, x)
-		}
-	}
-	if h.size() != 0 {
-		t.Error("not empty")
 	}
 }

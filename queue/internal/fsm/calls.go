@@ -188,7 +188,7 @@ func (m *Machine) place(c *call, state State) {
 		c.function.dead.push(c)
 		m.dead++
 	case c.extras != nil && c.extras.keptUntil != 0:
-		m.kept.push(c)
+		m.kept.Push(c)
 	default:
 		m.finished.push(c)
 	}

@@ -18,7 +18,7 @@ func (a *application) forget(c command.Forget) Result {
 		if a.finished.first != nil {
 			a.drop(a.finished.first)
 		} else {
-			a.drop(a.kept.top())
+			a.drop(a.kept.Top())
 		}
 	}
 	for left > 0 {
@@ -48,7 +48,7 @@ func (a *application) forget(c command.Forget) Result {
 // overdue says whether a finished call is to be forgotten: the first one, or, over the count and without any other, the one whose
 // answer would go first.
 func (m *Machine) overdue(c command.Forget) bool {
-	if c.KeepCount > 0 && uint64(m.finished.size+m.kept.size()) > c.KeepCount {
+	if c.KeepCount > 0 && uint64(m.finished.size+m.kept.Len()) > c.KeepCount {
 		return true
 	}
 	return m.finished.first != nil && m.finished.first.finished < c.BeforeUnixMs
@@ -68,12 +68,12 @@ func (m *Machine) overdueDead(c command.Forget) *function {
 }
 
 func (m *Machine) keepsTooLong() bool {
-	return m.kept.size() > 0 && m.kept.top().extras.keptUntil <= m.now
+	return m.kept.Len() > 0 && m.kept.Top().extras.keptUntil <= m.now
 }
 
 // endKeeping takes the answer away whose time is up. Its call is history from now on.
 func (a *application) endKeeping() {
-	c := a.kept.pop()
+	c := a.kept.Pop()
 	a.dropAnswer(c)
 	a.Machine.ended++
 	c.ended = a.ended
@@ -89,7 +89,7 @@ func (a *application) drop(c *call) {
 		a.Machine.dead--
 		a.removePayload(c)
 	case c.extras != nil && c.extras.keptUntil != 0:
-		a.kept.pop()
+		a.kept.Pop()
 	default:
 		a.finished.remove(c)
 	}

@@ -58,15 +58,15 @@ func (a *application) useKey(c command.Accept) *Result {
 	k := key{id: c.ID, hash: c.RequestHash, until: c.KeyUntilUnixMs}
 	a.keys[digest] = k
 	a.accountKey(digest, k, false)
-	a.keysByAge.push(agingKey{k.until, digest})
+	a.keysByAge.Push(agingKey{k.until, digest})
 	a.put(BucketKey, digest[:], encodeKey(k))
 	return nil
 }
 
-func (m *Machine) keyIsOld() bool { return m.keysByAge.size() > 0 && m.keysByAge.top().until <= m.now }
+func (m *Machine) keyIsOld() bool { return m.keysByAge.Len() > 0 && m.keysByAge.Top().until <= m.now }
 
 func (a *application) dropOldestKey() {
-	old := a.keysByAge.pop()
+	old := a.keysByAge.Pop()
 	a.accountKey(old.digest, a.keys[old.digest], true)
 	delete(a.keys, old.digest)
 	a.remove(BucketKey, bytes.Clone(old.digest[:]))

@@ -93,7 +93,7 @@ func (m *Machine) load(o Op, ended *[]*call) (err error) {
 		}
 		m.keys[digest] = k
 		m.accountKey(digest, k, false)
-		m.keysByAge.push(agingKey{k.until, digest})
+		m.keysByAge.Push(agingKey{k.until, digest})
 	}
 	return err
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/slimfaas/slimfaas/queue/internal/command"
+	"github.com/slimfaas/slimfaas/queue/internal/priority"
 )
 
 // Machine is the state: an index of calls without payloads, sessions, locks, history, overrides. Not safe for concurrent
@@ -28,14 +29,14 @@ type Machine struct {
 	// Each of calls is in exactly one place: unfinished (in no order that means anything), finished (in order of ending), kept
 	// (succeeded, with an answer, until its time is up), or the dead of its function (in order of ending).
 	unfinished, finished list
-	kept                 heap[*call]
+	kept                 priority.Heap[*call]
 	dead                 int // of all functions
 
 	uploads     map[command.ID]*upload
 	uploadBytes uint64 // of all of them
 
 	keys      map[keyDigest]key
-	keysByAge heap[agingKey]
+	keysByAge priority.Heap[agingKey]
 
 	sessions  map[uint64]*Session // live and vanished
 	names     map[string]uint64   // name → its one session
@@ -102,10 +103,10 @@ func New() *Machine {
 		sums:      make(sums),
 		backlog:   backlog{table: newTable()},
 		calls:     make(map[command.ID]*call),
-		kept:      heap[*call]{before: soonerKept},
+		kept:      priority.New(soonerKept),
 		uploads:   make(map[command.ID]*upload),
 		keys:      make(map[keyDigest]key),
-		keysByAge: heap[agingKey]{before: agingKey.before},
+		keysByAge: priority.New(agingKey.before),
 		functions: make(map[string]*function),
 		sessions:  make(map[uint64]*Session),
 		names:     make(map[string]uint64),

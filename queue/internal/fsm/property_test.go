@@ -419,7 +419,7 @@ func lawful(m *Machine, stored disk) error {
 	if unfinished+finished+dead != len(m.calls)+m.backlog.size || unfinished+finished+dead != len(stored[BucketCall]) {
 		return errors.New("lists, index and store do not hold the same calls")
 	}
-	if len(m.keys) != m.keysByAge.size() || len(m.keys) != len(stored[BucketKey]) {
+	if len(m.keys) != m.keysByAge.Len() || len(m.keys) != len(stored[BucketKey]) {
 		return errors.New("keys, their order and the store differ")
 	}
 	held := map[uint64]bool{}

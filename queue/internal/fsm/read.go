@@ -98,7 +98,7 @@ func (m *Machine) Finished() iter.Seq[Call] {
 				return
 			}
 		}
-		for _, c := range m.kept.items {
+		for _, c := range m.kept.Items() {
 			if !yield(c.export()) {
 				return
 			}
@@ -123,7 +123,7 @@ func (m *Machine) Keys() int { return len(m.keys) }
 
 // Sizes says how many calls are in each of the three.
 func (m *Machine) Sizes() (unfinished, finished, dead int) {
-	return m.unfinished.size + m.backlog.size, m.finished.size + m.kept.size(), m.dead
+	return m.unfinished.size + m.backlog.size, m.finished.size + m.kept.Len(), m.dead
 }
 
 // Forgettable says whether this Forget would do anything: without a call of it nothing is proposed.
