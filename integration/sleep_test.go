@@ -52,6 +52,7 @@ func TestInPeace(t *testing.T) {
 		"queued calls alone wake a function and keep it awake":    queuedCallsAloneWakeAndKeepAwake(),
 		"dependencies wake first and stay awake":                  dependenciesWakeFirstAndStayAwake(),
 		"scaling up and down under load loses nothing":            scalingUpAndDownLosesNothing(),
+		"the caller chooses how to wait":                          callerChoosesHowToWait(),
 		"a killed replica is replaced and the other answers":      killedReplicaIsReplacedAndOthersAnswer(),
 	}, "EDGE_MAX_ASYNC_BODY=1048576")
 }

@@ -24,9 +24,12 @@ const (
 	AnnotationConfiguration                     = "SlimFaas/Configuration"
 	AnnotationSchedule                          = "SlimFaas/Schedule"
 	AnnotationScale                             = "SlimFaas/Scale"
-	// AnnotationProbeEarly and AnnotationPort are ours.
-	AnnotationProbeEarly = "SlimFaas/ProbeEarly"
-	AnnotationPort       = "SlimFaas/Port"
+	// Ours.
+	AnnotationProbeEarly       = "SlimFaas/ProbeEarly"
+	AnnotationPort             = "SlimFaas/Port"
+	AnnotationWaitingPage      = "SlimFaas/WaitingPage"
+	AnnotationNoWakePaths      = "SlimFaas/NoWakePaths"
+	AnnotationNoWakeUserAgents = "SlimFaas/NoWakeUserAgents"
 
 	annotationPrefix = "SlimFaas/"
 )
@@ -38,6 +41,7 @@ var (
 		AnnotationNumberParallelRequest, AnnotationNumberParallelRequestPerPod, AnnotationReplicasStartAsSoonAsOne,
 		AnnotationDependsOn, AnnotationSubscribeEvents, AnnotationDefaultVisibility, AnnotationPathsStartWithVisibility,
 		AnnotationDefaultTrust, AnnotationConfiguration, AnnotationSchedule, AnnotationScale, AnnotationProbeEarly, AnnotationPort,
+		AnnotationWaitingPage, AnnotationNoWakePaths, AnnotationNoWakeUserAgents,
 	}
 	otherKeys = []string{
 		"SlimFaas/Job", "SlimFaas/JobImagesWhitelist", "SlimFaas/NumberParallelJob", "SlimFaas/Schedules",
@@ -103,6 +107,9 @@ func read(name string, annotations map[string]string, r *report) Specification {
 	}
 	spec.ProbeEarly = a.boolean(AnnotationProbeEarly, true)
 	spec.Port = a.whole(AnnotationPort, 0, bounds{1, 65535, ""})
+	spec.WaitingPage = a.boolean(AnnotationWaitingPage, false)
+	spec.NoWakePaths = a.noWakePaths()
+	spec.NoWakeUserAgents = a.names(AnnotationNoWakeUserAgents)
 	if text, ok := a.text(AnnotationConfiguration); ok {
 		spec.Configuration = readConfiguration(text, r)
 	}
@@ -257,6 +264,20 @@ func (a annotationSet) pathRules() ([]PathRule, bool) {
 		rules = append(rules, PathRule{Path: path, Visibility: v})
 	}
 	return rules, whole
+}
+
+// noWakePaths are kept as they are compared: normalised.
+func (a annotationSet) noWakePaths() []string {
+	var paths []string
+	for _, item := range a.names(AnnotationNoWakePaths) {
+		path := NormalizePath(item)
+		if path == "" && item != "/" {
+			a.report.warn("%s: %q names no path; \"/\" is every path", AnnotationNoWakePaths, shorten(item))
+			continue
+		}
+		paths = append(paths, path)
+	}
+	return paths
 }
 
 // ValidName reports whether name can be a function's key: ^[a-z0-9_]([a-z0-9._-]{0,251}[a-z0-9_])?$.

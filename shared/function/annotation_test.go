@@ -19,7 +19,7 @@ func TestDefaults(t *testing.T) {
 		ProbeEarly:    true,
 	}
 	blank := map[string]string{"SlimFaas/Function": "true", "unrelated": "x"}
-	for _, key := range []string{"ReplicasMin", "ReplicasAtStart", "DependsOn", "Configuration", "Schedule", "Scale", "DefaultVisibility", "DefaultTrust", "ProbeEarly", "Port", "SubscribeEvents"} {
+	for _, key := range []string{"ReplicasMin", "ReplicasAtStart", "DependsOn", "Configuration", "Schedule", "Scale", "DefaultVisibility", "DefaultTrust", "ProbeEarly", "Port", "SubscribeEvents", "WaitingPage", "NoWakePaths", "NoWakeUserAgents"} {
 		blank["SlimFaas/"+key] = " \n"
 	}
 	for name, annotations := range map[string]map[string]string{"none": nil, "blank values": blank} {
@@ -42,6 +42,8 @@ func TestScalarAnnotations(t *testing.T) {
 		want       any
 		problem    string // part of the one problem; empty: none
 	}{
+		{"WaitingPage", "True", func(s specification) any { return s.WaitingPage }, true, ""},
+		{"WaitingPage", "yes", func(s specification) any { return s.WaitingPage }, false, "true or false"},
 		{"ReplicasMin", "2", func(s specification) any { return s.ReplicasMin }, 2, ""},
 		{"ReplicasMin", " +3\n", func(s specification) any { return s.ReplicasMin }, 3, ""},
 		{"ReplicasMin", "-1", func(s specification) any { return s.ReplicasMin }, 0, `SlimFaas/ReplicasMin="-1": expected a whole number, at least 0`},

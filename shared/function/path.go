@@ -47,6 +47,27 @@ func (s Specification) PathVisibility(path string) Visibility {
 	return Public
 }
 
+// Wakes says whether a request for path (given as for NormalizePath) by this User-Agent wakes the function and keeps it awake.
+func (s *Specification) Wakes(path, userAgent string) bool {
+	if len(s.NoWakePaths) > 0 {
+		path = NormalizePath(path)
+		for _, start := range s.NoWakePaths {
+			if strings.HasPrefix(path, start) {
+				return false
+			}
+		}
+	}
+	if len(s.NoWakeUserAgents) > 0 {
+		userAgent = strings.ToLower(userAgent)
+		for _, part := range s.NoWakeUserAgents {
+			if strings.Contains(userAgent, strings.ToLower(part)) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 func (s *Specification) hasPrivate() bool {
 	if s.DefaultVisibility != Public {
 		return true

@@ -220,3 +220,35 @@ func respell(path string, way, place int) string {
 	}
 	return path
 }
+
+func TestWhatDoesNotWake(t *testing.T) {
+	t.Parallel()
+	spec, problems := function.Parse("f", map[string]string{
+		"SlimFaas/Function": "true", "SlimFaas/NoWakePaths": "/Health, metrics/,", "SlimFaas/NoWakeUserAgents": "kube-probe, UptimeRobot",
+	})
+	if err := problems.Err(); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		path, agent string
+		wakes       bool
+	}{
+		{"/", "curl/8", true}, {"", "", true}, {"/health", "", false}, {"/healthz/x", "", false}, {"//HEALTH", "", false}, {"/h%65alth", "", false},
+		{"/a/../health", "", false}, {"/a/health", "", true}, {"/metrics", "", true}, {"/metrics/x", "", false},
+		{"/", "Mozilla/5.0 (compatible; uptimerobot/2.0)", false}, {"/", "kube-probe/1.31", false}, {"/", "kube", true},
+	} {
+		if got := spec.Wakes(c.path, c.agent); got != c.wakes {
+			t.Errorf("%s by %q: %v", c.path, c.agent, got)
+		}
+	}
+	every, _ := function.Parse("f", map[string]string{"SlimFaas/NoWakePaths": "/"})
+	if every.Wakes("/x", "") || every.Wakes("", "") {
+		t.Error("/ is every path")
+	}
+	if plain := function.Default(); !plain.Wakes("/health", "kube-probe") {
+		t.Error("without the annotations everything wakes")
+	}
+	if w := function.Warnings("f", map[string]string{"SlimFaas/NoWakePaths": "/./"}); len(w) != 1 {
+		t.Errorf("warnings %q", w)
+	}
+}

@@ -29,6 +29,12 @@ type Specification struct {
 	ProbeEarly bool
 	// Port (ours) is where calls go; 0: the orchestrator's rule decides.
 	Port int `json:",omitempty"`
+	// WaitingPage (ours): a browser that asks for a page of a function that sleeps gets one that loads again by itself.
+	WaitingPage bool `json:",omitempty"`
+	// NoWakePaths and NoWakeUserAgents (ours) are what neither wakes the function nor keeps it awake: starts of paths, as
+	// NormalizePath leaves them (empty: every path), and parts of User-Agent headers, in any case.
+	NoWakePaths      []string `json:",omitempty"`
+	NoWakeUserAgents []string `json:",omitempty"`
 }
 
 // Visibility says who may call: everybody, or internal callers only. The numbers are upstream's.

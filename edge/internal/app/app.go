@@ -180,7 +180,7 @@ func (a *App) listeners() {
 		Functions: a.functions, Access: o.Access, Cors: o.Cors, MaxBody: o.MaxBody, InternalOnPublic: o.InternalOnPublic,
 		Synced: a.table.Synced,
 	})
-	api.Handle(route.Function, (&caller{waker: a.waker, forwarder: a.forwarder}).call)
+	api.Handle(route.Function, (&caller{waker: a.waker, forwarder: a.forwarder, enqueue: api.Handler(route.AsyncFunction)}).call)
 	api.HandleWake(a.waker.Wake)
 	budget := message.NewBudget(o.Taking, o.TakingBytes)
 	accepter := async.Accepter{Do: a.do, Runs: a.deliverer}

@@ -22,34 +22,82 @@ const defaultPatience = 120 * time.Second
 type caller struct {
 	waker     *wake.Waker
 	forwarder *forward.Forwarder
+	// enqueue answers the request as an asynchronous call.
+	enqueue httpapi.Handler
 }
 
 // call answers /function.
 func (c *caller) call(w http.ResponseWriter, r *http.Request, in *httpapi.Request) {
-	f := in.Function
-	patience := time.Duration(f.Spec().Configuration.DefaultSync.HttpTimeout) * time.Second
+	f, spec := in.Function, in.Function.Spec()
+	patience := time.Duration(spec.Configuration.DefaultSync.HttpTimeout) * time.Second
 	if patience <= 0 {
 		patience = defaultPatience
 	}
-	lease, waited, err := c.waker.Acquire(r.Context(), f, patience)
-	if err != nil {
-		refuse(w, f, patience, err)
+	if !spec.Wakes(in.Rest, r.UserAgent()) {
+		c.quietly(w, r, in, patience)
+		return
+	}
+	prefer := httpapi.PreferencesOf(r.Header["Prefer"])
+	page := spec.WaitingPage && wantsPage(r)
+	wait := patience
+	switch {
+	case prefer.Limited:
+		wait = min(patience, prefer.Wait)
+	case prefer.Async:
+		wait = 0
+	case page:
+		wait = min(patience, pageAfter)
+	}
+	lease, waited, err := c.waker.Acquire(r.Context(), f, wait)
+	switch late := errors.Is(err, replica.ErrNotInTime); {
+	case err == nil:
+	case prefer.Async && (late || errors.Is(err, replica.ErrParkedFull)):
+		r.Header.Del("Prefer") // it has been honoured; a function that reads it would answer 202, which asks for a callback here
+		w.Header().Set("Preference-Applied", "respond-async")
+		c.enqueue(w, r, in)
+		return
+	case late && wait < patience: // the wake goes on: the caller will come again
+		c.waker.Wake(f)
+		if page {
+			waitingPage(w, f.Name())
+			return
+		}
+		fallthrough
+	default:
+		refuse(w, f, wait, err)
 		return
 	}
 	if waited != (replica.Waited{}) {
 		w.Header().Set("Server-Timing", waited.ServerTiming())
 	}
+	c.forward(w, r, in, lease, load.Sync, patience)
+}
+
+// quietly answers a request that neither wakes the function nor keeps it awake.
+func (c *caller) quietly(w http.ResponseWriter, r *http.Request, in *httpapi.Request, patience time.Duration) {
+	lease, ok := in.Function.Choose(load.Quiet, nil)
+	if !ok {
+		problem.Write(w, problem.Problem{
+			Status: http.StatusServiceUnavailable, Type: "urn:slimfaas:asleep", Title: "The function sleeps",
+			Detail: "No replica of " + in.Function.Name() + " is ready, and this request does not wake it (SlimFaas/NoWakePaths, SlimFaas/NoWakeUserAgents).",
+		})
+		return
+	}
+	c.forward(w, r, in, lease, load.Quiet, patience)
+}
+
+func (c *caller) forward(w http.ResponseWriter, r *http.Request, in *httpapi.Request, first *replica.Lease, kind load.Kind, patience time.Duration) {
 	c.forwarder.Serve(w, r, forward.Call{
 		Path: in.Rest, Query: in.Query, Mark: in.Mark,
-		First:         lease,
-		Next:          func(tried func(*replica.Replica) bool) (*replica.Lease, bool) { return f.Choose(load.Sync, tried) },
+		First:         first,
+		Next:          func(tried func(*replica.Replica) bool) (*replica.Lease, bool) { return in.Function.Choose(kind, tried) },
 		HeaderTimeout: patience,
 		KeepForwarded: in.Caller.ViaProxy,
 	})
 }
 
-// refuse answers for a function that has no replica for this caller.
-func refuse(w http.ResponseWriter, f *replica.Function, patience time.Duration, err error) {
+// refuse answers for a function that has no replica for this caller, who waited so long for one.
+func refuse(w http.ResponseWriter, f *replica.Function, waited time.Duration, err error) {
 	p := problem.Problem{Status: http.StatusServiceUnavailable, Type: problem.TypeNoReplica, Title: "No replica is ready", RetryAfter: time.Second}
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
@@ -65,8 +113,8 @@ func refuse(w http.ResponseWriter, f *replica.Function, patience time.Duration, 
 		p.Detail = "The annotations of " + f.Name() + " are invalid, so it is not started. GET /explain/" + f.Name() + " names each key and what was expected."
 	default:
 		p.RetryAfter = 5 * time.Second
-		p.Detail = "No replica of " + f.Name() + " was ready within " + patience.String() +
-			" (DefaultSync.HttpTimeout of SlimFaas/Configuration). GET /explain/" + f.Name() + " says what is awaited."
+		p.Detail = "No replica of " + f.Name() + " was ready within " + waited.String() +
+			" (DefaultSync.HttpTimeout of SlimFaas/Configuration, or Prefer: wait). GET /explain/" + f.Name() + " says what is awaited."
 	}
 	problem.Write(w, p)
 }

@@ -60,6 +60,11 @@ func New(o Options) *API {
 // Handle sets the handler of a family.
 func (a *API) Handle(f route.Family, h Handler) { a.handlers[f] = h }
 
+// Handler answers as the handler of a family does that is set by the time of the request.
+func (a *API) Handler(f route.Family) Handler {
+	return func(w http.ResponseWriter, r *http.Request, in *Request) { a.handlers[f](w, r, in) }
+}
+
 // Public is the handler of the public listener.
 func (a *API) Public() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { a.serve(w, r, false) })

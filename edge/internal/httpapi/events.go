@@ -3,7 +3,6 @@ package httpapi
 import (
 	"context"
 	"net/http"
-	"strings"
 
 	"github.com/slimfaas/slimfaas/edge/internal/gate"
 	"github.com/slimfaas/slimfaas/edge/internal/message"
@@ -70,7 +69,7 @@ func (o Events) publish(w http.ResponseWriter, r *http.Request, in *Request) {
 	case <-r.Context().Done(): // the caller has gone; deliveries go on
 		panic(http.ErrAbortHandler)
 	}
-	if !prefersReport(r.Header["Prefer"]) {
+	if !PreferencesOf(r.Header["Prefer"]).Representation {
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
@@ -83,18 +82,4 @@ func (o Events) publish(w http.ResponseWriter, r *http.Request, in *Request) {
 	}
 	w.Header().Set("Preference-Applied", "return=representation")
 	WriteJSON(w, lines)
-}
-
-// prefersReport looks for return=representation among the preferences (RFC 7240).
-func prefersReport(lines []string) bool {
-	for _, line := range lines {
-		for preference := range strings.SplitSeq(line, ",") {
-			preference, _, _ = strings.Cut(preference, ";")
-			name, value, _ := strings.Cut(preference, "=")
-			if strings.EqualFold(strings.TrimSpace(name), "return") && strings.EqualFold(strings.Trim(strings.TrimSpace(value), `"`), "representation") {
-				return true
-			}
-		}
-	}
-	return false
 }

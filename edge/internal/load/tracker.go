@@ -17,6 +17,9 @@ const (
 	Sync Kind = iota
 	// Delivery is an async try or an event call.
 	Delivery
+	// Quiet is a caller's request that does not keep the function awake: it is counted on the replica, which is not stopped
+	// under it, and is no activity of the function.
+	Quiet
 )
 
 // Tracker holds the counters of every function this edge has seen in the table. Safe for concurrent use.
@@ -102,9 +105,12 @@ type Function struct {
 // open on the replica with this call.
 func (f *Function) Begin(r *Replica, kind Kind) (call Call, open int64) {
 	open = r.open.Add(1)
-	if kind == Delivery {
+	switch kind {
+	case Quiet:
+		return Call{f: f, r: r, kind: kind}, open
+	case Delivery:
 		f.deliveries.Add(1)
-	} else {
+	default:
 		f.inFlight.Add(1)
 	}
 	f.enter()
@@ -193,13 +199,17 @@ func (c *Call) End() {
 	if c.stream {
 		f.streams.Add(-1)
 	}
-	if c.kind == Delivery {
+	switch c.kind {
+	case Quiet:
+	case Delivery:
 		f.deliveries.Add(-1)
-	} else {
+	default:
 		f.inFlight.Add(-1)
 	}
 	if r.open.Add(-1) == 0 && r.draining.Load() {
 		f.Changed()
 	}
-	f.leave()
+	if c.kind != Quiet {
+		f.leave()
+	}
 }
