@@ -35,6 +35,9 @@ type listenConfig struct {
 	Public           string `env:"PUBLIC_ADDRESS" envDefault:":5000" doc:"Address of the public HTTP listener (HTTP/1.1, and HTTP/2 by prior knowledge)."`
 	Internal         string `env:"INTERNAL_ADDRESS" envDefault:":5001" doc:"Address of the internal HTTP listener: the public routes, explain, scale, cluster, dead letters. Every caller is still checked."`
 	Admin            string `env:"ADMIN_ADDRESS" envDefault:":9090" doc:"Address of /metrics, /health and /ready."`
+	TLSCertFile      string `env:"TLS_CERT_FILE" doc:"Certificate of the public listener, PEM, with what lies between it and its authority. With it and EDGE_TLS_KEY_FILE the listener speaks TLS (1.2 and 1.3, HTTP/1.1 and HTTP/2) and nothing else; both files are read again when they change. Empty: no TLS."`
+	TLSKeyFile       string `env:"TLS_KEY_FILE" doc:"Key of EDGE_TLS_CERT_FILE, PEM."`
+	MaxConnections   int    `env:"MAX_CONNECTIONS" envDefault:"10000" doc:"Connections that may be open on the public listener. One more closes the one that has been idle for longest, or, where all have a request under way, is closed itself. Upgraded connections (WebSocket) do not count. 0: any number."`
 	InternalOnPublic bool   `env:"INTERNAL_ON_PUBLIC" envDefault:"false" doc:"Answer the internal routes on the public listener too, to internal callers."`
 	PublicMetrics    bool   `env:"PUBLIC_METRICS" envDefault:"true" doc:"Answer /metrics on the public listener too, as the original does."`
 }
@@ -93,6 +96,14 @@ func (c *asyncConfig) Validate() error {
 }
 
 // Validate implements settings.Validator.
+func (c *listenConfig) Validate() error {
+	if c.MaxConnections < 0 {
+		return fmt.Errorf("EDGE_MAX_CONNECTIONS=%d: expected a number, at least 0", c.MaxConnections)
+	}
+	return nil
+}
+
+// Validate implements settings.Validator.
 func (c *drainConfig) Validate() error {
 	if c.Delay < 0 || c.Limit < 0 {
 		return errors.New("EDGE_DRAIN_DELAY and EDGE_DRAIN cannot be negative")
@@ -125,6 +136,9 @@ func (c *config) options() (app.Options, error) {
 		PublicAddress:    c.Listen.Public,
 		InternalAddress:  c.Listen.Internal,
 		AdminAddress:     c.Listen.Admin,
+		CertFile:         c.Listen.TLSCertFile,
+		KeyFile:          c.Listen.TLSKeyFile,
+		MaxConns:         c.Listen.MaxConnections,
 		InternalOnPublic: c.Listen.InternalOnPublic,
 		PublicMetrics:    c.Listen.PublicMetrics,
 		QueueAPI:         c.Neighbor.QueueAPI,

@@ -58,12 +58,12 @@ func TestIdleHTTP2ConnectionsDoNotHoldUpTheEnd(t *testing.T) {
 		given2, giveUp := context.WithCancel(t.Context())
 		go func() { given <- get(given2, "/held") }()
 		<-held.in
-		if s.quiet() {
+		if s.conns.quiet() {
 			t.Errorf("TLS %v: a request is open and the server thinks itself quiet", secure)
 		}
 		giveUp()
 		<-given
-		testkit.Eventually(t, 5*time.Second, "the server is quiet again", s.quiet)
+		testkit.Eventually(t, 5*time.Second, "the server is quiet again", s.conns.quiet)
 
 		began := time.Now()
 		stop()
@@ -75,9 +75,8 @@ func TestIdleHTTP2ConnectionsDoNotHoldUpTheEnd(t *testing.T) {
 		}
 		c.CloseIdleConnections()
 		testkit.Eventually(t, 5*time.Second, "no connection is remembered", func() bool {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			return len(s.busy) == 0
+			open, _ := s.Conns()
+			return open == 0 && s.conns.quiet()
 		})
 	}
 }

@@ -45,6 +45,9 @@ type Options struct {
 	MaxStreams int
 	// HTTP1Only leaves HTTP/2 out.
 	HTTP1Only bool
+	// MaxConns is how many connections may be open; 0: any number. One more closes the one that has been idle for longest, or, where
+	// all have a request under way, is closed itself. Upgraded connections do not count.
+	MaxConns int
 	// TLS, when set, is the only way in: nothing unencrypted is answered.
 	TLS *tls.Config
 	// ConnContext, when set, derives the context of each connection, as in http.Server.
@@ -57,9 +60,7 @@ type Server struct {
 	http     *http.Server
 	listener net.Listener
 	abort    context.CancelFunc
-
-	mu   sync.Mutex // guards busy
-	busy map[net.Conn]struct{}
+	conns    *conns
 }
 
 // New makes a server that does not listen yet.
@@ -76,10 +77,10 @@ func New(o Options) *Server {
 	protocols.SetUnencryptedHTTP2(o.TLS == nil && !o.HTTP1Only)
 	// The root of all requests: it ends when the drain's time is up, so that no handler outlives Run by much.
 	root, abort := context.WithCancel(context.Background())
-	s := &Server{options: o, abort: abort, busy: map[net.Conn]struct{}{}}
+	s := &Server{options: o, abort: abort, conns: newConns(o.MaxConns)}
 	s.http = &http.Server{
 		Handler:           o.Handler,
-		ConnState:         s.note,
+		ConnState:         s.conns.note,
 		ReadHeaderTimeout: HeaderTimeout,
 		IdleTimeout:       IdleTimeout,
 		MaxHeaderBytes:    o.MaxHeaderBytes,
@@ -98,23 +99,8 @@ func New(o Options) *Server {
 	return s
 }
 
-// note keeps the connections that have a request under way, its headers included; an HTTP/2 connection is idle while it has no
-// stream.
-func (s *Server) note(c net.Conn, state http.ConnState) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if state == http.StateActive {
-		s.busy[c] = struct{}{}
-	} else {
-		delete(s.busy, c)
-	}
-}
-
-func (s *Server) quiet() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.busy) == 0
-}
+// Conns is how many connections are open, and how many have been closed to keep MaxConns.
+func (s *Server) Conns() (open int, turnedAway uint64) { return s.conns.count() }
 
 // Listen opens the listener, so that a port that is taken is an error of the start and not of a goroutine. Connections wait in
 // the backlog until Run.
@@ -187,7 +173,7 @@ func (s *Server) closeQuiet(ctx context.Context) {
 			return
 		}
 		seen++
-		if !s.quiet() {
+		if !s.conns.quiet() {
 			seen = 0
 		}
 	}

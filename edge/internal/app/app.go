@@ -44,6 +44,8 @@ import (
 type Options struct {
 	Name                                         string
 	PublicAddress, InternalAddress, AdminAddress string
+	CertFile, KeyFile                            string // of the public listener; empty: no TLS
+	MaxConns                                     int    // of the public listener; 0: any number
 	InternalOnPublic, PublicMetrics              bool
 	QueueAPI, BusURLs                            []string
 	SecretsDir                                   string
@@ -71,6 +73,7 @@ type App struct {
 	client    *queueclient.Client
 	bus       *nc.Bus
 	tls       *tlsconf.Files // nil: links to the queue are not encrypted
+	site      *tlsconf.Site  // nil: the public listener is not
 	waker     *wake.Waker
 	reporter  *load.Reporter
 	forwarder *forward.Forwarder
@@ -99,6 +102,9 @@ func New(ctx context.Context, o Options, log *slog.Logger) (*App, error) {
 	a := &App{options: o, log: log.With("edge", o.Name), loads: load.NewTracker(), table: table.New()}
 	var err error
 	if a.tls, err = tlsconf.Open(o.SecretsDir, a.log, "edge"); err != nil {
+		return nil, err
+	}
+	if a.site, err = tlsconf.OpenSite(o.CertFile, o.KeyFile, a.log); err != nil {
 		return nil, err
 	}
 	if err := a.checkLinks(); err != nil {
@@ -173,6 +179,7 @@ func (a *App) listeners() {
 		Functions: a.functions, BusConnected: a.bus.Connected, BusOverruns: a.bus.Overruns,
 		Delivery: func() (uint64, int) { s := a.deliverer.State(); return s.Session, s.Held },
 		Uploads:  uploads.Calls,
+		Conns:    func() (int, uint64) { return a.public.Conns() },
 	})
 	exposition := obs.Handler(registry, a.log)
 
@@ -203,7 +210,11 @@ func (a *App) listeners() {
 	} else {
 		api.HandleHealth(a.ready, nil)
 	}
-	a.public = serve.New(serve.Options{Name: "public", Handler: api.Public(), Log: a.log})
+	public := serve.Options{Name: "public", Handler: api.Public(), Log: a.log, MaxConns: o.MaxConns}
+	if a.site != nil {
+		public.TLS = a.site.Config()
+	}
+	a.public = serve.New(public)
 	a.internal = serve.New(serve.Options{Name: "internal", Handler: api.Internal(), Log: a.log})
 	a.admin = serve.New(serve.Options{
 		Name: "admin", Handler: serve.Admin{Ready: a.ready, Metrics: exposition}.Handler(), Log: a.log, HTTP1Only: true,
@@ -270,6 +281,9 @@ func (a *App) Run(ctx context.Context) error {
 	plumbing.Go(func() error { a.waker.Run(broken); return nil })
 	if a.tls != nil {
 		plumbing.Go(func() error { return a.tls.Run(broken) })
+	}
+	if a.site != nil {
+		plumbing.Go(func() error { return a.site.Run(broken) })
 	}
 	plumbing.Go(func() error { return a.admin.Run(broken, time.Second) })
 	watch(&report, func() error { a.reporter.Run(reporting); return nil })

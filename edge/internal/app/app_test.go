@@ -2,17 +2,23 @@ package app_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/slimfaas/slimfaas/edge/internal/app"
 	"github.com/slimfaas/slimfaas/edge/internal/gate"
+	"github.com/slimfaas/slimfaas/shared/tlsconf"
 )
 
 func options(t *testing.T) app.Options {
@@ -90,5 +96,55 @@ func TestAnEdgeAlone(t *testing.T) {
 		}
 	case <-time.After(20 * time.Second):
 		t.Fatal("the edge does not stop")
+	}
+}
+
+// With a certificate the public listener speaks TLS and HTTP/2 and nothing else; the others are as ever.
+func TestThePublicListenerWithACertificate(t *testing.T) {
+	t.Parallel()
+	authority, err := tlsconf.NewAuthority(time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate, key, err := authority.Issue(time.Now().Add(time.Hour), "edge.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := options(t)
+	o.CertFile, o.KeyFile = filepath.Join(t.TempDir(), "crt"), filepath.Join(t.TempDir(), "key")
+	if err := errors.Join(os.WriteFile(o.CertFile, certificate, 0o600), os.WriteFile(o.KeyFile, key, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	a, err := app.New(ctx, o, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(a.Close)
+	if err := a.Listen(ctx); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- a.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-ended })
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(authority.PEM())
+	for _, h2 := range []bool{false, true} {
+		transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: "edge.example", MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: h2}
+		resp, err := (&http.Client{Transport: transport}).Get("https://" + a.PublicAddr().String() + "/health")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		transport.CloseIdleConnections()
+		if resp.StatusCode != 200 || (resp.ProtoMajor == 2) != h2 {
+			t.Errorf("HTTP/2 %v: %s %s", h2, resp.Proto, resp.Status)
+		}
+	}
+	if code, _ := get(t, "http://"+a.PublicAddr().String()+"/health"); code != 400 {
+		t.Errorf("unencrypted: %d", code)
+	}
+	if code, _ := get(t, "http://"+a.InternalAddr().String()+"/health"); code != 200 {
+		t.Errorf("internal: %d", code)
 	}
 }

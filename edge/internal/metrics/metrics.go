@@ -16,6 +16,8 @@ type Collector struct {
 	Delivery func() (session uint64, held int)
 	// Uploads is how many bodies over 1 MiB are being taken.
 	Uploads func() int64
+	// Conns of the public listener: open, and closed to keep their limit so far.
+	Conns func() (open int, turnedAway uint64)
 }
 
 var _ prometheus.Collector = (*Collector)(nil)
@@ -31,6 +33,8 @@ var (
 	session    = gauge("slimfaas_edge_session", "This edge's session in the queue; 0 while it has none.")
 	held       = gauge("slimfaas_edge_tries_held", "Async tries this edge holds.")
 	uploads    = gauge("slimfaas_edge_uploads", "Bodies over 1 MiB that this edge is taking.")
+	conns      = gauge("slimfaas_edge_connections", "Connections open on the public listener, upgraded ones left out.")
+	away       = prometheus.NewDesc("slimfaas_edge_connections_turned_away_total", "Connections of the public listener that were closed to keep EDGE_MAX_CONNECTIONS.", nil, nil)
 	overruns   = prometheus.NewDesc("slimfaas_edge_bus_overruns_total", "How often messages of the bus were dropped because they were taken too slowly.", nil, nil)
 )
 
@@ -40,7 +44,7 @@ func gauge(name, help string, labels ...string) *prometheus.Desc {
 
 // Describe implements prometheus.Collector.
 func (c *Collector) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{inFlight, parked, streams, deliveries, epoch, functions, busUp, session, held, uploads, overruns} {
+	for _, d := range []*prometheus.Desc{inFlight, parked, streams, deliveries, epoch, functions, busUp, session, held, uploads, conns, away, overruns} {
 		to <- d
 	}
 }
@@ -69,5 +73,8 @@ func (c *Collector) Collect(to chan<- prometheus.Metric) {
 	put(session, float64(id))
 	put(held, float64(tries))
 	put(uploads, float64(c.Uploads()))
+	open, turnedAway := c.Conns()
+	put(conns, float64(open))
+	to <- prometheus.MustNewConstMetric(away, prometheus.CounterValue, float64(turnedAway))
 	to <- prometheus.MustNewConstMetric(overruns, prometheus.CounterValue, float64(c.BusOverruns()))
 }

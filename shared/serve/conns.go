@@ -1,0 +1,81 @@
+package serve
+
+import (
+	"container/list"
+	"net"
+	"net/http"
+	"sync"
+)
+
+// conns are a server's connections as http.Server tells of them. An upgraded connection is its handler's, and not among them.
+type conns struct {
+	limit int // 0: any number
+
+	mu     sync.Mutex // guards all below
+	busy   map[net.Conn]struct{}
+	idle   *list.List // of net.Conn, longest idle first
+	places map[net.Conn]*list.Element
+	open   map[net.Conn]struct{}
+	away   uint64
+}
+
+func newConns(limit int) *conns {
+	return &conns{limit: limit, busy: map[net.Conn]struct{}{}, idle: list.New(), places: map[net.Conn]*list.Element{}, open: map[net.Conn]struct{}{}}
+}
+
+// note is http.Server's ConnState. A connection is busy while it has a request under way, its headers included; an HTTP/2
+// connection is idle while it has no stream.
+func (s *conns) note(c net.Conn, state http.ConnState) {
+	if victim := s.change(c, state); victim != nil {
+		_ = victim.Close() // the server, which reads from it, tells of the end
+	}
+}
+
+// change takes the state over, and returns the connection that must go where there is one more than may be: the one that has
+// been idle for longest, or, where all are in use, the new one.
+func (s *conns) change(c net.Conn, state http.ConnState) (victim net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if place := s.places[c]; place != nil {
+		s.idle.Remove(place)
+		delete(s.places, c)
+	}
+	delete(s.busy, c)
+	switch state {
+	case http.StateNew:
+		s.open[c] = struct{}{}
+		if s.limit == 0 || len(s.open) <= s.limit {
+			return nil
+		}
+		victim = c
+		if oldest := s.idle.Front(); oldest != nil {
+			victim = s.idle.Remove(oldest).(net.Conn)
+			delete(s.places, victim)
+		}
+		delete(s.open, victim)
+		s.away++
+		return victim
+	case http.StateActive:
+		s.busy[c] = struct{}{}
+	case http.StateIdle:
+		if _, open := s.open[c]; open { // not one that is being closed
+			s.places[c] = s.idle.PushBack(c)
+		}
+	case http.StateClosed, http.StateHijacked:
+		delete(s.open, c)
+	}
+	return nil
+}
+
+func (s *conns) quiet() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.busy) == 0
+}
+
+// count of open connections, and of those that were closed to keep the limit.
+func (s *conns) count() (open int, turnedAway uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.open), s.away
+}
