@@ -363,7 +363,9 @@ func TestADirectoryThatIsNotItsOwnIsRefusedAndRejoins(t *testing.T) {
 		{"emptied", "has lost its raft log", empty},
 		{"log emptied", "has lost its raft log", func() { must(t, os.Truncate(filepath.Join(dir, "raft.db"), 0)) }},
 		{"flipped bits", "damaged", func() {
-			path := filepath.Join(dir, "raft.db")
+			segments, err := filepath.Glob(filepath.Join(dir, "log", "*.log"))
+			must(t, err)
+			path := segments[0]
 			raw, err := os.ReadFile(path)
 			must(t, err)
 			for range 1 + random.IntN(16) {

@@ -34,7 +34,7 @@ type NodeConfig struct {
 	DataDir    string           `env:"DATA_DIR" envDefault:"/data" alias:"SlimData__Directory,SLIMDATA_DIRECTORY" doc:"Directory of the Raft log, the snapshots and the state. One process at a time."`
 	Members    Members          `env:"MEMBERS" doc:"All nodes of the first start, the same list on each: comma list of name=host[:raft:api:routes], ports 3262, 3263 and 6222 when left out. Later the Raft log says who is a member, and this only where those are that it lists. Empty: this node alone."`
 	Join       bool             `env:"JOIN" doc:"With an empty data directory, begin no cluster: wait until 'queue add' adds this node to one, under a name that was never used. QUEUE_MEMBERS then lists this node and members that are there. A member that lost its directory is refused: it rejoins (QUEUE_REJOIN)."`
-	LogStore   raftnode.LogKind `env:"LOG_STORE" envDefault:"bolt" doc:"Where the entries of the Raft log are kept: segments (one fsync for a group of calls) or bolt (two, and more processor time). A log in bolt moves into segments at the start, not back."`
+	LogStore   raftnode.LogKind `env:"LOG_STORE" envDefault:"segments" doc:"Where the entries of the Raft log are kept: segments (one fsync for a group of calls) or bolt (two, and more processor time). A log in bolt moves into segments at the start, not back."`
 	SecretsDir string           `env:"SECRETS_DIR" doc:"Directory of the secret files: bus keys, routes password, tokens; ca.crt, tls.crt and tls.key when internal links use TLS (docs/security.md)."`
 }
 
