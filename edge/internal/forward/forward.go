@@ -35,6 +35,9 @@ type Forwarder struct {
 	// Stalled is how long an HTTP/1 caller may take none of the answer before its connection is cut: it holds a replica
 	// meanwhile. HTTP/2 has its own guard in package serve. Set it before the first call.
 	Stalled time.Duration
+	// BodyIdle is how long a caller's body may not move before the answer has begun; then it is cut, as is one that moves more slowly
+	// than 512 bytes a second. Set it before the first call.
+	BodyIdle time.Duration
 
 	transport *http.Transport
 	proxy     *httputil.ReverseProxy
@@ -43,7 +46,7 @@ type Forwarder struct {
 
 // New returns a forwarder that logs to log the calls it had to answer for.
 func New(log *slog.Logger) *Forwarder {
-	f := &Forwarder{transport: newTransport(), Stalled: time.Minute, log: log}
+	f := &Forwarder{transport: newTransport(), Stalled: time.Minute, BodyIdle: 30 * time.Second, log: log}
 	f.proxy = &httputil.ReverseProxy{
 		Rewrite:        rewrite,
 		Transport:      f,
@@ -89,6 +92,8 @@ type exchange struct {
 	read    atomic.Int64 // bytes taken from the caller's body
 	readAt  atomic.Int64 // unix nanoseconds of the last of them
 	whole   atomic.Bool  // the body was read to its end
+	pace    *pace        // of the body; nil: there is none
+	tooSlow atomic.Bool  // the body was cut for its pace
 }
 
 const never = time.Duration(1<<63 - 1)
@@ -110,6 +115,7 @@ func (f *Forwarder) Serve(w http.ResponseWriter, r *http.Request, c Call) {
 	}()
 	if r.ContentLength != 0 {
 		inbound := r.Body
+		x.pace = &pace{control: http.NewResponseController(w), idle: f.BodyIdle}
 		r.Body = io.NopCloser(inbound) // closed below: see finishBody
 		if r.ProtoMajor == 1 {
 			// Without it net/http swallows what is left of the body when the answer begins, and the function gets half of it.
@@ -126,15 +132,6 @@ func (f *Forwarder) Serve(w http.ResponseWriter, r *http.Request, c Call) {
 	x.timer = time.AfterFunc(never, x.timeUp)
 	x.timer.Reset(x.HeaderTimeout) // not before x.timer is set: timeUp may set it again
 	f.proxy.ServeHTTP(w, r.WithContext(context.WithValue(ctx, exchangeKey{}, x)))
-}
-
-// finishBody closes the caller's body: with full duplex nobody else does (golang/go#68560). One that the function did not read
-// to its end may hold a read that only the caller could finish, so that is ended first; the connection is not used again.
-func (x *exchange) finishBody(w http.ResponseWriter, r *http.Request, inbound io.Closer) {
-	if r.ProtoMajor == 1 && !x.whole.Load() {
-		_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)) // fails on an upgraded connection, which has no body
-	}
-	_ = inbound.Close()
 }
 
 // timeUp cancels an exchange whose function has not answered for HeaderTimeout since it has the whole request.
@@ -293,6 +290,7 @@ func answered(resp *http.Response) error {
 		return errNoHeaders // the time was up just now
 	}
 	x.timer.Stop()
+	x.pace.end()
 	x.lease.Answered()
 	x.lease.Stream()
 	for name := range resp.Header {
@@ -306,7 +304,7 @@ func answered(resp *http.Response) error {
 // refused answers for a function that did not. Nothing has been written to the caller yet.
 func (f *Forwarder) refused(w http.ResponseWriter, r *http.Request, err error) {
 	x := exchangeOf(r)
-	if x.inbound.Err() != nil {
+	if x.inbound.Err() != nil && !x.tooSlow.Load() {
 		panic(http.ErrAbortHandler) // the caller has gone; there is nobody to tell
 	}
 	var tooLarge *http.MaxBytesError
@@ -319,6 +317,12 @@ func (f *Forwarder) refused(w http.ResponseWriter, r *http.Request, err error) {
 		p = problem.Problem{
 			Type: "urn:slimfaas:body-too-large", Title: "Body too large", Status: http.StatusRequestEntityTooLarge,
 			Detail: "The body is larger than this edge forwards.",
+		}
+	case x.tooSlow.Load():
+		w.Header().Set("Connection", "close")
+		p = problem.Problem{
+			Type: "urn:slimfaas:body-too-slow", Title: "The body came too slowly", Status: http.StatusRequestTimeout,
+			Detail: "No byte of the body came for " + f.BodyIdle.String() + ", or less than 512 bytes a second. The function has seen the beginning of the request, and that it broke off.",
 		}
 	case errors.Is(err, errNoHeaders):
 		p = problem.Problem{
@@ -335,25 +339,6 @@ func (f *Forwarder) refused(w http.ResponseWriter, r *http.Request, err error) {
 	f.log.Info("call not answered by its function", "fn", x.lease.Function.Name(), "replica", x.lease.Name, "status", p.Status, "err", err)
 	problem.Write(w, p)
 }
-
-// watchedBody notes what is read of the caller's body. Its Close is left to the server: a failed dial closes the body of the
-// attempt, and the next one needs it.
-type watchedBody struct {
-	r io.Reader
-	x *exchange
-}
-
-func (b *watchedBody) Read(p []byte) (int, error) {
-	n, err := b.r.Read(p)
-	b.x.read.Add(int64(n))
-	b.x.readAt.Store(time.Now().UnixNano())
-	if errors.Is(err, io.EOF) {
-		b.x.whole.Store(true)
-	}
-	return n, err
-}
-
-func (b *watchedBody) Close() error { return nil }
 
 // guardedWriter bounds each write to an HTTP/1 caller. An answer that is silent for hours is not touched: only writes are timed.
 type guardedWriter struct {
@@ -381,11 +366,6 @@ func (g *guardedWriter) clear() {
 		_ = g.control.SetWriteDeadline(time.Time{}) // fails when the connection is gone
 	}
 }
-
-type emptyBody struct{}
-
-func (emptyBody) Read([]byte) (int, error) { return 0, io.EOF }
-func (emptyBody) Close() error             { return nil }
 
 // buffers keeps copy buffers of 32 KiB.
 type buffers struct{ pool sync.Pool }
