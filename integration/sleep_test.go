@@ -53,6 +53,7 @@ func TestInPeace(t *testing.T) {
 		"dependencies wake first and stay awake":                  dependenciesWakeFirstAndStayAwake(),
 		"scaling up and down under load loses nothing":            scalingUpAndDownLosesNothing(),
 		"the caller chooses how to wait":                          callerChoosesHowToWait(),
+		"a function has a host name of its own":                   functionUnderAHostNameOfItsOwn(),
 		"a killed replica is replaced and the other answers":      killedReplicaIsReplacedAndOthersAnswer(),
 	}, "EDGE_MAX_ASYNC_BODY=1048576")
 }

@@ -30,6 +30,7 @@ const (
 	AnnotationWaitingPage      = "SlimFaas/WaitingPage"
 	AnnotationNoWakePaths      = "SlimFaas/NoWakePaths"
 	AnnotationNoWakeUserAgents = "SlimFaas/NoWakeUserAgents"
+	AnnotationHost             = "SlimFaas/Host"
 
 	annotationPrefix = "SlimFaas/"
 )
@@ -41,7 +42,7 @@ var (
 		AnnotationNumberParallelRequest, AnnotationNumberParallelRequestPerPod, AnnotationReplicasStartAsSoonAsOne,
 		AnnotationDependsOn, AnnotationSubscribeEvents, AnnotationDefaultVisibility, AnnotationPathsStartWithVisibility,
 		AnnotationDefaultTrust, AnnotationConfiguration, AnnotationSchedule, AnnotationScale, AnnotationProbeEarly, AnnotationPort,
-		AnnotationWaitingPage, AnnotationNoWakePaths, AnnotationNoWakeUserAgents,
+		AnnotationWaitingPage, AnnotationNoWakePaths, AnnotationNoWakeUserAgents, AnnotationHost,
 	}
 	otherKeys = []string{
 		"SlimFaas/Job", "SlimFaas/JobImagesWhitelist", "SlimFaas/NumberParallelJob", "SlimFaas/Schedules",
@@ -110,6 +111,7 @@ func read(name string, annotations map[string]string, r *report) Specification {
 	spec.WaitingPage = a.boolean(AnnotationWaitingPage, false)
 	spec.NoWakePaths = a.noWakePaths()
 	spec.NoWakeUserAgents = a.names(AnnotationNoWakeUserAgents)
+	spec.Hosts = a.hosts()
 	if text, ok := a.text(AnnotationConfiguration); ok {
 		spec.Configuration = readConfiguration(text, r)
 	}
@@ -264,6 +266,38 @@ func (a annotationSet) pathRules() ([]PathRule, bool) {
 		rules = append(rules, PathRule{Path: path, Visibility: v})
 	}
 	return rules, whole
+}
+
+// hosts are kept as they are compared: in lower case.
+func (a annotationSet) hosts() []string {
+	var hosts []string
+	for _, item := range a.names(AnnotationHost) {
+		host := strings.ToLower(item)
+		if !validHost(host) {
+			a.report.problem(AnnotationHost, item, "host names without scheme, port or wildcard, as in app.example.com")
+			continue
+		}
+		hosts = append(hosts, host)
+	}
+	return hosts
+}
+
+// validHost: labels of letters, digits and inner hyphens, at most 63 bytes each and 253 together (RFC 1123).
+func validHost(host string) bool {
+	if len(host) > 253 {
+		return false
+	}
+	for label := range strings.SplitSeq(host, ".") {
+		if len(label) == 0 || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+			return false
+		}
+		for i := range len(label) {
+			if c := label[i]; !(c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-') {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // noWakePaths are kept as they are compared: normalised.

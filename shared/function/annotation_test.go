@@ -19,7 +19,7 @@ func TestDefaults(t *testing.T) {
 		ProbeEarly:    true,
 	}
 	blank := map[string]string{"SlimFaas/Function": "true", "unrelated": "x"}
-	for _, key := range []string{"ReplicasMin", "ReplicasAtStart", "DependsOn", "Configuration", "Schedule", "Scale", "DefaultVisibility", "DefaultTrust", "ProbeEarly", "Port", "SubscribeEvents", "WaitingPage", "NoWakePaths", "NoWakeUserAgents"} {
+	for _, key := range []string{"ReplicasMin", "ReplicasAtStart", "DependsOn", "Configuration", "Schedule", "Scale", "DefaultVisibility", "DefaultTrust", "ProbeEarly", "Port", "SubscribeEvents", "WaitingPage", "NoWakePaths", "NoWakeUserAgents", "Host"} {
 		blank["SlimFaas/"+key] = " \n"
 	}
 	for name, annotations := range map[string]map[string]string{"none": nil, "blank values": blank} {
@@ -42,6 +42,11 @@ func TestScalarAnnotations(t *testing.T) {
 		want       any
 		problem    string // part of the one problem; empty: none
 	}{
+		{"Host", "App.example.com, b.example", func(s specification) any { return strings.Join(s.Hosts, " ") }, "app.example.com b.example", ""},
+		{"Host", "https://app.example.com", func(s specification) any { return len(s.Hosts) }, 0, "without scheme"},
+		{"Host", "*.example.com", func(s specification) any { return len(s.Hosts) }, 0, "wildcard"},
+		{"Host", "a.example:80", func(s specification) any { return len(s.Hosts) }, 0, "port"},
+		{"Host", "-a.example", func(s specification) any { return len(s.Hosts) }, 0, "host names"},
 		{"WaitingPage", "True", func(s specification) any { return s.WaitingPage }, true, ""},
 		{"WaitingPage", "yes", func(s specification) any { return s.WaitingPage }, false, "true or false"},
 		{"ReplicasMin", "2", func(s specification) any { return s.ReplicasMin }, 2, ""},

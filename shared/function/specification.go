@@ -29,6 +29,8 @@ type Specification struct {
 	ProbeEarly bool
 	// Port (ours) is where calls go; 0: the orchestrator's rule decides.
 	Port int `json:",omitempty"`
+	// Hosts (ours): requests for these host names are for the function, whose root is theirs. Lower case.
+	Hosts []string `json:",omitempty"`
 	// WaitingPage (ours): a browser that asks for a page of a function that sleeps gets one that loads again by itself.
 	WaitingPage bool `json:",omitempty"`
 	// NoWakePaths and NoWakeUserAgents (ours) are what neither wakes the function nor keeps it awake: starts of paths, as

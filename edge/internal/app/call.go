@@ -88,7 +88,7 @@ func (c *caller) quietly(w http.ResponseWriter, r *http.Request, in *httpapi.Req
 
 func (c *caller) forward(w http.ResponseWriter, r *http.Request, in *httpapi.Request, first *replica.Lease, kind load.Kind, patience time.Duration) {
 	c.forwarder.Serve(w, r, forward.Call{
-		Path: in.Rest, Query: in.Query, Mark: in.Mark,
+		Path: in.Rest, Query: in.Query, Mark: in.Mark, Prefix: in.Prefix(),
 		First:         first,
 		Next:          func(tried func(*replica.Replica) bool) (*replica.Lease, bool) { return in.Function.Choose(kind, tried) },
 		HeaderTimeout: patience,

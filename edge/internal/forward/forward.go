@@ -22,6 +22,7 @@ import (
 
 	"github.com/slimfaas/slimfaas/edge/internal/dial"
 	"github.com/slimfaas/slimfaas/edge/internal/replica"
+	"github.com/slimfaas/slimfaas/edge/internal/route"
 	"github.com/slimfaas/slimfaas/shared/problem"
 )
 
@@ -67,6 +68,8 @@ type Call struct {
 	// Path and Query are raw, as the function shall see them; Mark keeps the question mark of an empty query.
 	Path, Query string
 	Mark        bool
+	// Prefix is what the caller's path had before Path: X-Forwarded-Prefix. Empty: nothing is said of it.
+	Prefix string
 	// First is the replica to use; Forward ends it.
 	First *replica.Lease
 	// Next gives another replica than those tried, which it may refuse.
@@ -168,6 +171,14 @@ func rewrite(p *httputil.ProxyRequest) {
 		p.Out.Header["X-Forwarded-For"] = p.In.Header["X-Forwarded-For"]
 	}
 	p.SetXForwarded()
+	prefix := x.Prefix
+	if x.KeepForwarded {
+		prefix = route.JoinPrefix(p.In.Header.Get("X-Forwarded-Prefix"), prefix)
+	}
+	delete(p.Out.Header, "X-Forwarded-Prefix")
+	if prefix != "" {
+		p.Out.Header["X-Forwarded-Prefix"] = []string{prefix}
+	}
 	if x.KeepForwarded {
 		for _, name := range []string{"X-Forwarded-Host", "X-Forwarded-Proto", "Forwarded"} {
 			if v, ok := p.In.Header[name]; ok {

@@ -24,6 +24,8 @@ type Head struct {
 	Method string
 	Target string              // the request target as sent
 	Header map[string][]string // canonical names
+	// Function whose own the request's host name is; empty: the target says what it is for.
+	Function string
 }
 
 // Refusal says why a request is not taken, ready for problem+json. Status 0 is no refusal.
@@ -47,6 +49,9 @@ func Check(h Head) (route.Route, Refusal) {
 		return route.Route{}, refused
 	}
 	r := route.Parse(h.Target)
+	if h.Function != "" {
+		r = route.Own(h.Function, h.Target)
+	}
 	if h.Method == "CONNECT" || h.Target == "*" {
 		return r, method(h.Method, route.Function.Methods())
 	}

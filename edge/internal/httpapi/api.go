@@ -85,7 +85,8 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, inside bool) {
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
-	rt, refused := gate.Check(gate.Head{Method: r.Method, Target: r.RequestURI, Header: r.Header})
+	owner, _ := a.Functions.ByHost(r.Host)
+	rt, refused := gate.Check(gate.Head{Method: r.Method, Target: r.RequestURI, Header: r.Header, Function: owner})
 	if refused.Status != 0 {
 		Refuse(w, refused)
 		return

@@ -106,7 +106,7 @@ func (o Async) accept(w http.ResponseWriter, r *http.Request, in *Request) {
 		o.acceptLarge(w, r, in, rest, options)
 		return
 	}
-	id, err := o.Accept(r.Context(), in.Function.Name(), message.From(r, in.Rest, in.Query, body, in.Caller.ViaProxy), options)
+	id, err := o.Accept(r.Context(), in.Function.Name(), message.From(r, in.Rest, in.Query, body, in.Prefix(), in.Caller.ViaProxy), options)
 	if err != nil {
 		o.refuse(w, err, options.Key != "")
 		return
@@ -128,7 +128,7 @@ func (o Async) acceptLarge(w http.ResponseWriter, r *http.Request, in *Request, 
 		return
 	}
 	defer place.Release()
-	id, err := o.AcceptLarge(r.Context(), in.Function.Name(), message.From(r, in.Rest, in.Query, nil, in.Caller.ViaProxy), body, options)
+	id, err := o.AcceptLarge(r.Context(), in.Function.Name(), message.From(r, in.Rest, in.Query, nil, in.Prefix(), in.Caller.ViaProxy), body, options)
 	var refusal Refusal
 	switch {
 	case err == nil:

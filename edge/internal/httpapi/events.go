@@ -53,7 +53,7 @@ func (o Events) publish(w http.ResponseWriter, r *http.Request, in *Request) {
 		share.Release()
 		return
 	}
-	request := message.From(r, in.Rest, in.Query, body, in.Caller.ViaProxy)
+	request := message.From(r, in.Rest, in.Query, body, "", in.Caller.ViaProxy)
 	report, permitted, err := o.Publish(r.Context(), in.Name, in.Internal, request, share.Release)
 	switch {
 	case err != nil:

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/slimfaas/slimfaas/edge/internal/route"
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
 
@@ -59,11 +60,12 @@ func Ours(name string) bool {
 }
 
 // From makes the value of a request whose body was read: path and query raw, as the function shall see them. The X-Forwarded-*
-// headers are ours to say, as on sync calls: what a peer sends there is kept only when it is a trusted proxy.
-func From(r *http.Request, path, query string, body []byte, viaProxy bool) *wire.StoredRequest {
+// headers are ours to say, as on sync calls: what a peer sends there is kept only when it is a trusted proxy. prefix is what stands
+// before path where the function is called synchronously; empty: nothing is said of it.
+func From(r *http.Request, path, query string, body []byte, prefix string, viaProxy bool) *wire.StoredRequest {
 	stored := &wire.StoredRequest{Method: r.Method, Path: path, Query: query, Headers: Headers(r.Header), Body: body}
 	if !viaProxy {
-		drop(stored, "Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto")
+		drop(stored, "Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Prefix")
 	}
 	if peer, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
 		for _, line := range slices.Backward(r.Header["X-Forwarded-For"]) {
@@ -81,6 +83,12 @@ func From(r *http.Request, path, query string, body []byte, viaProxy bool) *wire
 		if !has(stored, name) {
 			set(stored, name, value)
 		}
+	}
+	if before := r.Header.Get("X-Forwarded-Prefix"); viaProxy {
+		prefix = route.JoinPrefix(before, prefix)
+	}
+	if prefix != "" {
+		set(stored, "X-Forwarded-Prefix", prefix)
 	}
 	return stored
 }

@@ -29,15 +29,16 @@ func TestFromKeepsWhatIsTheCallersAndDropsWhatIsNot(t *testing.T) {
 		"Connection": {"keep-alive, X-Drop"}, "X-Drop": {"1"}, "Te": {"trailers"}, "Expect": {"100-continue"}, "Content-Length": {"4"},
 		"Slimfaas-Element-Id": {"forged"}, "X-Slimfaas-Job": {"forged"}, "slimFAAS-odd": {"forged"},
 		"X-Forwarded-For": {"10.0.0.1"}, "X-Forwarded-Host": {"forged"}, "X-Forwarded-Proto": {"https"}, "Forwarded": {"for=x"},
+		"X-Forwarded-Prefix": {"/forged"},
 	}
-	stored := From(r, "/x%20y/", "a=%2F", []byte("body"), false)
+	stored := From(r, "/x%20y/", "a=%2F", []byte("body"), "/function/f", false)
 	if stored.GetMethod() != "DELETE" || stored.GetPath() != "/x%20y/" || stored.GetQuery() != "a=%2F" || string(stored.GetBody()) != "body" {
 		t.Errorf("stored %v", stored)
 	}
 	got := headersOf(stored)
 	for name, want := range map[string]string{
 		"Accept": "text/x", "Authorization": "bearer a", "Cookie": "a=1|b=2", "User-Agent": "me", "Range": "bytes=1-",
-		"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Host": "edge.example", "X-Forwarded-Proto": "http",
+		"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Host": "edge.example", "X-Forwarded-Proto": "http", "X-Forwarded-Prefix": "/function/f",
 		"Connection": "", "X-Drop": "", "Te": "", "Expect": "", "Content-Length": "", "Slimfaas-Element-Id": "", "X-Slimfaas-Job": "", "slimFAAS-odd": "", "Forwarded": "",
 	} {
 		if text := strings.Join(got[name], "|"); text != want {
@@ -50,10 +51,10 @@ func TestFromBehindATrustedProxyAppends(t *testing.T) {
 	t.Parallel()
 	r := httptest.NewRequest(http.MethodGet, "http://edge/x", nil)
 	r.RemoteAddr = "10.1.1.1:1"
-	r.Header = http.Header{"X-Forwarded-For": {"198.51.100.1", "10.9.9.9"}, "X-Forwarded-Host": {"shop.example"}, "X-Forwarded-Proto": {"https"}}
-	got := headersOf(From(r, "/", "", nil, true))
+	r.Header = http.Header{"X-Forwarded-For": {"198.51.100.1", "10.9.9.9"}, "X-Forwarded-Host": {"shop.example"}, "X-Forwarded-Proto": {"https"}, "X-Forwarded-Prefix": {"/shop/"}}
+	got := headersOf(From(r, "/", "", nil, "/function/f", true))
 	for name, want := range map[string]string{
-		"X-Forwarded-For": "198.51.100.1, 10.9.9.9, 10.1.1.1", "X-Forwarded-Host": "shop.example", "X-Forwarded-Proto": "https",
+		"X-Forwarded-For": "198.51.100.1, 10.9.9.9, 10.1.1.1", "X-Forwarded-Host": "shop.example", "X-Forwarded-Proto": "https", "X-Forwarded-Prefix": "/shop/function/f",
 	} {
 		if text := strings.Join(got[name], "|"); text != want {
 			t.Errorf("%s: %q, want %q", name, text, want)

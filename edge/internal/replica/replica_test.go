@@ -350,3 +350,36 @@ func TestTrustedAddressesFollowTheTable(t *testing.T) {
 		t.Error("a deleted function is there")
 	}
 }
+
+func TestHostNamesBelongToOneFunction(t *testing.T) {
+	t.Parallel()
+	s := replica.NewSet(load.NewTracker())
+	var seq uint64
+	put := func(name string, hosts ...string) {
+		seq++
+		sp := spec()
+		sp.Hosts = hosts
+		s.Apply(&wire.FunctionRecord{Name: name, Version: &wire.Version{Epoch: 1, Seq: seq}}, sp)
+	}
+	want := func(host, name string) {
+		t.Helper()
+		if got, ok := s.ByHost(host); got != name || ok != (name != "") {
+			t.Errorf("%s is of %q, %v; want %q", host, got, ok, name)
+		}
+	}
+	want("app.example", "")
+	put("b", "app.example", "b.example")
+	put("c", "app.example")
+	want("app.example", "b")
+	want("APP.example.:8080", "b")
+	want("other.example", "")
+	want("[::1]:80", "")
+	put("a", "app.example")
+	want("app.example", "a") // the first by name
+	put("a")
+	want("app.example", "b")
+	seq++
+	s.Apply(&wire.FunctionRecord{Name: "b", Version: &wire.Version{Epoch: 1, Seq: seq}, Deleted: true}, nil)
+	want("app.example", "c")
+	want("b.example", "")
+}

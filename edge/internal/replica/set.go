@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,9 +23,10 @@ type Set struct {
 	// again. Set it before the first Apply.
 	Woken func(*Function)
 
-	epoch     atomic.Uint64 // the highest of a record applied
-	functions sync.Map      // name → *Function; read without a lock
-	trusted   sync.Map      // netip.Addr of replicas of Trusted functions → struct{}; read without a lock
+	epoch     atomic.Uint64                     // the highest of a record applied
+	functions sync.Map                          // name → *Function; read without a lock
+	hosts     atomic.Pointer[map[string]string] // host name → name of its function; nil: no function has one
+	trusted   sync.Map                          // netip.Addr of replicas of Trusted functions → struct{}; read without a lock
 
 	mu      sync.Mutex // guards writers of the maps, and holders
 	holders map[netip.Addr]int
@@ -42,6 +44,36 @@ func (s *Set) Get(name string) (*Function, bool) {
 		return nil, false
 	}
 	return f.(*Function), true
+}
+
+// ByHost finds the function whose own a host name is: as in a Host header, a port is ignored.
+func (s *Set) ByHost(host string) (name string, ok bool) {
+	hosts := s.hosts.Load()
+	if hosts == nil {
+		return "", false
+	}
+	if colon := strings.LastIndexByte(host, ':'); colon >= 0 && !strings.HasSuffix(host, "]") {
+		host = host[:colon]
+	}
+	name, ok = (*hosts)[strings.ToLower(strings.TrimSuffix(host, "."))]
+	return name, ok
+}
+
+// index the host names anew. Where two functions want one, the first by name has it. Holds mu.
+func (s *Set) index() {
+	hosts := map[string]string{}
+	for _, f := range s.All() {
+		for _, host := range f.Spec().Hosts {
+			if _, taken := hosts[host]; !taken {
+				hosts[host] = f.name
+			}
+		}
+	}
+	if len(hosts) == 0 {
+		s.hosts.Store(nil)
+		return
+	}
+	s.hosts.Store(&hosts)
 }
 
 // All lists the functions by name.
@@ -83,6 +115,9 @@ func (s *Set) apply(rec *wire.FunctionRecord, spec *function.Specification) *Fun
 		s.trust(f.view.Load(), -1)
 		f.apply(&wire.FunctionRecord{Name: rec.GetName(), Version: rec.GetVersion(), Deleted: true}, f.Spec())
 		s.functions.Delete(rec.GetName())
+		if len(f.Spec().Hosts) > 0 {
+			s.index()
+		}
 		s.loads.Forget(rec.GetName())
 		return f // its parked requests must hear that it is gone
 	}
@@ -94,6 +129,9 @@ func (s *Set) apply(rec *wire.FunctionRecord, spec *function.Specification) *Fun
 	f.apply(rec, spec)
 	if fresh {
 		s.functions.Store(rec.GetName(), f)
+	}
+	if !slices.Equal(old.spec.Hosts, spec.Hosts) {
+		s.index()
 	}
 	s.trust(f.view.Load(), +1)
 	s.trust(old, -1) // after: an address in both is trusted all the time

@@ -46,6 +46,8 @@ type Route struct {
 	// Query is the raw query without the question mark; Mark says that there was one, also an empty one.
 	Query string
 	Mark  bool
+	// Host says that the request came by a host name of the function's own.
+	Host bool
 }
 
 // pattern describes a family: a literal, then params named segments, then, with tail, anything.
@@ -127,6 +129,35 @@ func Parse(target string) Route {
 		return r
 	}
 	return Route{}
+}
+
+// Own reads a request target of a host name that is a function's own: all of the path is the function's. Unknown as in Parse.
+func Own(function, target string) Route {
+	path, query, mark := strings.Cut(origin(target), "?")
+	if !strings.HasPrefix(path, "/") {
+		return Route{}
+	}
+	return Route{Family: Function, Name: function, Rest: path, Query: query, Mark: mark, Host: true}
+}
+
+// Prefix is what stands before Rest on the way the caller came: X-Forwarded-Prefix.
+func (r Route) Prefix() string {
+	if r.Host {
+		return "/"
+	}
+	return "/function/" + r.Name
+}
+
+// JoinPrefix is the X-Forwarded-Prefix of a path behind that of a proxy in front.
+func JoinPrefix(before, prefix string) string {
+	before = strings.TrimRight(before, "/")
+	if before == "" || prefix == "" {
+		return before + prefix
+	}
+	if prefix == "/" {
+		return before
+	}
+	return before + prefix
 }
 
 // match reads what is behind the literal: rest is without the separating slash.

@@ -1,6 +1,7 @@
 package route_test
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 
@@ -106,4 +107,27 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("%q: rest %q is not what was sent", target, r.Rest)
 		}
 	})
+}
+
+func TestAHostNameOfAFunctionsOwnIsItsRoot(t *testing.T) {
+	t.Parallel()
+	for target, want := range map[string]route.Route{
+		"/":                         {Family: route.Function, Name: "f", Rest: "/", Host: true},
+		"/metrics?a=%2F":            {Family: route.Function, Name: "f", Rest: "/metrics", Query: "a=%2F", Mark: true, Host: true},
+		"//function/other/x?":       {Family: route.Function, Name: "f", Rest: "//function/other/x", Mark: true, Host: true},
+		"http://app.example.com/a/": {Family: route.Function, Name: "f", Rest: "/a/", Host: true},
+		"x":                         {},
+	} {
+		if got := route.Own("f", target); !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %+v, want %+v", target, got, want)
+		}
+	}
+	if a, b := route.Own("f", "/").Prefix(), route.Parse("/function/f/x").Prefix(); a != "/" || b != "/function/f" {
+		t.Errorf("prefixes %s, %s", a, b)
+	}
+	for _, c := range [][3]string{{"", "/", "/"}, {"", "/function/f", "/function/f"}, {"/shop/", "/", "/shop"}, {"/shop", "/function/f", "/shop/function/f"}, {"/shop", "", "/shop"}, {"", "", ""}} {
+		if got := route.JoinPrefix(c[0], c[1]); got != c[2] {
+			t.Errorf("%q behind %q: %q, want %q", c[1], c[0], got, c[2])
+		}
+	}
 }
