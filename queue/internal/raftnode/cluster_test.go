@@ -134,9 +134,9 @@ func (c *cluster) settle() (hash uint64) {
 // eventually polls: raft's own timers are real.
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(60 * time.Second); !holds(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); !holds(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("no %s within 60 s", what)
+			t.Fatalf("no %s within 20 s", what)
 		}
 	}
 }
