@@ -2,9 +2,12 @@ package forward_test
 
 import (
 	"bufio"
+	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"strings"
@@ -120,4 +123,122 @@ func TestATalkInBothDirectionsMayBeSilent(t *testing.T) {
 	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "late" {
 		t.Errorf("%q %v", body, err)
 	}
+}
+
+func TestMethodsAndBodies(t *testing.T) {
+	t.Parallel()
+	b := setup(t, serve(t, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		w.Header().Set("X-Saw", fmt.Sprint(r.Method, " ", r.ContentLength, " ", len(body), " ", r.TransferEncoding))
+		w.Header().Set("Content-Length", "5")
+		_, _ = io.WriteString(w, "hello")
+	}))
+	for _, c := range []struct{ method, body, want string }{
+		{"GET", "", "GET 0 0 []"},
+		{"HEAD", "", "HEAD 0 0 []"},
+		{"OPTIONS", "", "OPTIONS 0 0 []"},
+		{"POST", "", "POST 0 0 []"},
+		{"DELETE", "body", "DELETE 4 4 []"},
+		{"GET", "body", "GET 4 4 []"},
+		{"PUT", "body", "PUT 4 4 []"},
+		{"PATCH", "body", "PATCH 4 4 []"},
+	} {
+		resp, _ := b.send(t, c.method, fmt.Sprintf("%s /function/fib HTTP/1.1\r\nHost: e\r\nContent-Length: %d\r\n\r\n%s", c.method, len(c.body), c.body))
+		if got := resp.Header.Get("X-Saw"); got != c.want {
+			t.Errorf("%s: the function saw %q, want %q", c.method, got, c.want)
+		}
+		if resp.ContentLength != 5 {
+			t.Errorf("%s: length %d", c.method, resp.ContentLength)
+		}
+	}
+	resp, _ := b.send(t, "POST", "POST /function/fib HTTP/1.1\r\nHost: e\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+	if got := resp.Header.Get("X-Saw"); got != "POST -1 3 [chunked]" {
+		t.Errorf("chunked: %q", got)
+	}
+	b.idle(t)
+}
+
+func TestALargeBodyIsStreamedByteExact(t *testing.T) {
+	t.Parallel()
+	b := setup(t, serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if err := http.NewResponseController(w).EnableFullDuplex(); err != nil { // it answers while it reads
+			t.Error(err)
+		}
+		_, _ = io.Copy(w, r.Body)
+	}))
+	body := make([]byte, 8<<20)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(body)
+	resp, err := http.Post(b.url+"/function/fib", "application/octet-stream", io.MultiReader(bytes.NewReader(body))) // no length known
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	h := sha256.New()
+	if n, err := io.Copy(h, resp.Body); err != nil || n != int64(len(body)) {
+		t.Fatalf("%d bytes back: %v", n, err)
+	}
+	if sum := sha256.Sum256(body); !bytes.Equal(h.Sum(nil), sum[:]) {
+		t.Error("the bytes differ")
+	}
+}
+
+func TestABodyOverTheLimitIs413(t *testing.T) {
+	t.Parallel()
+	b := setup(t, serve(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }))
+	inner := b.handler
+	b.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Body = http.MaxBytesReader(w, r.Body, 100)
+		inner.ServeHTTP(w, r)
+	})
+	resp, body := b.send(t, "POST", "POST /function/fib HTTP/1.1\r\nHost: e\r\nTransfer-Encoding: chunked\r\n\r\n80\r\n"+strings.Repeat("x", 128)+"\r\n0\r\n\r\n")
+	if resp.StatusCode != 413 {
+		t.Errorf("%d %s", resp.StatusCode, body)
+	}
+	b.idle(t)
+}
+
+func TestASlowUploadIsNotATimeout(t *testing.T) {
+	t.Parallel()
+	b := setup(t, serve(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) }))
+	b.timeout = time.Second
+	r, w := io.Pipe()
+	go func() {
+		for range 6 {
+			_, _ = io.WriteString(w, "x")
+			time.Sleep(b.timeout / 4) // a slow caller
+		}
+		_ = w.Close()
+	}()
+	resp, err := http.Post(b.url+"/function/fib", "text/plain", r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if body, _ := io.ReadAll(resp.Body); resp.StatusCode != 200 || string(body) != "xxxxxx" {
+		t.Errorf("%d %q", resp.StatusCode, body)
+	}
+}
+
+func TestAnEarlyAnswerEndsTheCallThoughTheBodyIsNotSent(t *testing.T) {
+	t.Parallel()
+	b := setup(t, raw(t, func(c net.Conn, r *bufio.Reader) {
+		readHead(r)
+		_, _ = io.WriteString(c, "HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno")
+		_, _ = io.Copy(io.Discard, r)
+	}))
+	c, err := net.Dial("tcp", b.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	fmt.Fprint(c, "POST /function/fib HTTP/1.1\r\nHost: e\r\nContent-Length: 1000000\r\n\r\npart")
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body, err := io.ReadAll(resp.Body); resp.StatusCode != 401 || string(body) != "no" {
+		t.Fatalf("%d %q %v", resp.StatusCode, body, err)
+	}
+	b.idle(t)
 }
