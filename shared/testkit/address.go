@@ -12,10 +12,10 @@ import (
 // the choosing and the listening.
 const firstPort, ports = 10000, 9000
 
-// nextPort counts on from a place that differs between the test processes that run side by side.
+// nextPort counts on from a place that is far from those of the test processes that run side by side, whose pids are near.
 var nextPort atomic.Uint32
 
-func init() { nextPort.Store(uint32(os.Getpid()) * 97) }
+func init() { nextPort.Store(uint32(os.Getpid()) * 2654435761) }
 
 // FreeAddresses gives n loopback addresses nobody listens on. None is given twice by one process before all were.
 func FreeAddresses(t testing.TB, n int) []string {

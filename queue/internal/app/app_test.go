@@ -54,7 +54,7 @@ func newCluster(t *testing.T, size int, change ...func(*Config)) *cluster {
 		config := Config{
 			Name: m.Name, DataDir: t.TempDir(), Members: c.members, SecretsDir: c.secrets,
 			RaftAddress: m.RaftAddress, APIAddress: m.APIAddress, RoutesAddress: m.RoutesAddress,
-			BusAddress: "127.0.0.1:0", AdminAddress: "127.0.0.1:0", Log: testLog(),
+			BusAddress: "127.0.0.1:0", AdminAddress: "127.0.0.1:0", Log: testLog(t),
 		}
 		for _, f := range change {
 			f(&config)
@@ -64,11 +64,11 @@ func newCluster(t *testing.T, size int, change ...func(*Config)) *cluster {
 	return c
 }
 
-func testLog() *slog.Logger {
+func testLog(t testing.TB) *slog.Logger {
 	if os.Getenv("QUEUE_TEST_LOG") != "" {
 		return slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
-	return slog.New(slog.DiscardHandler)
+	return testkit.Log(t)
 }
 
 func (c *cluster) start(config Config) *running {

@@ -64,7 +64,7 @@ func (c *cluster) join(name string, change ...func(*Config)) *running {
 	config := Config{
 		Name: name, DataDir: c.t.TempDir(), Members: slices.Clone(c.members), Join: true, SecretsDir: c.secrets,
 		RaftAddress: ports[0], APIAddress: ports[1], RoutesAddress: ports[2],
-		BusAddress: "127.0.0.1:0", AdminAddress: "127.0.0.1:0", Log: testLog(),
+		BusAddress: "127.0.0.1:0", AdminAddress: "127.0.0.1:0", Log: testLog(c.t),
 	}
 	for _, f := range change {
 		f(&config)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/slimfaas/slimfaas/queue/internal/command"
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
+	"github.com/slimfaas/slimfaas/shared/testkit"
 )
 
 // cluster of nodes in this process, on loopback, each with its own directory.
@@ -27,20 +27,15 @@ func newCluster(t testing.TB, size int, adjust func(*Config)) *cluster {
 	t.Helper()
 	c := &cluster{t: t, nodes: make([]*Node, size)}
 	var members []Member
-	var listeners []net.Listener
-	for i := range size {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		listeners = append(listeners, l)
-		members = append(members, Member{Name: fmt.Sprintf("queue-%d", i), RaftAddress: l.Addr().String()})
+	for i, address := range testkit.FreeAddresses(t, size) { // none of which a node of another test had, and another's leader calls
+		members = append(members, Member{Name: fmt.Sprintf("queue-%d", i), RaftAddress: address})
 	}
+	log := testLog(t)
 	dir := t.TempDir()
 	for i := range size {
 		config := Config{
 			Name: members[i].Name, Members: members, ListenAddress: members[i].RaftAddress,
-			Dir: filepath.Join(dir, members[i].Name), Log: testLog(),
+			Dir: filepath.Join(dir, members[i].Name), Log: log,
 		}
 		if adjust != nil {
 			adjust(&config)
@@ -48,9 +43,7 @@ func newCluster(t testing.TB, size int, adjust func(*Config)) *cluster {
 		c.configs = append(c.configs, config)
 	}
 	for i := range size {
-		c.configs[i].Listener = listeners[i]
 		c.start(i)
-		c.configs[i].Listener = nil
 	}
 	t.Cleanup(func() {
 		for i := range c.nodes {
@@ -60,11 +53,16 @@ func newCluster(t testing.TB, size int, adjust func(*Config)) *cluster {
 	return c
 }
 
-func testLog() *slog.Logger {
+// testLog is shown if the test fails, or all of it at once with TEST_LOG.
+func testLog(t testing.TB) *slog.Logger {
 	if os.Getenv("TEST_LOG") != "" {
-		return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		return verboseLog()
 	}
-	return slog.New(slog.DiscardHandler)
+	return testkit.Log(t)
+}
+
+func verboseLog() *slog.Logger {
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
 func (c *cluster) start(i int) *Node {

@@ -49,7 +49,14 @@ func (c *cluster) add(nodes ...int) {
 		c.change("addition", func(leader *Node, version uint64) error {
 			return leader.AddNonvoter(c.t.Context(), c.at(i), version)
 		})
-		eventually(c.t, "all entries on the new node", func() bool { return c.nodes[i].Applied() >= c.nodes[c.leader()].Applied() })
+		eventually(c.t, "all entries on the new node", func() bool {
+			select {
+			case err := <-c.nodes[i].Done():
+				c.t.Fatalf("%s stops with %v", c.nodes[i].Name(), err)
+			default:
+			}
+			return c.nodes[i].Applied() >= c.nodes[c.leader()].Applied()
+		})
 		c.change("promotion", func(leader *Node, version uint64) error {
 			return leader.Promote(c.t.Context(), c.configs[i].Name, version)
 		})
@@ -454,7 +461,7 @@ func TestADamagedDirectoryIsInspectedAndNotRecovered(t *testing.T) {
 	c.mustPropose(accept(2, payload))
 	c.kill(0)
 	dir := c.configs[0].Dir
-	if r, err := Inspect(dir, t.TempDir(), testLog()); err != nil || len(r.Problems) != 0 || r.State.Installation() != "the-cluster" {
+	if r, err := Inspect(dir, t.TempDir(), testLog(t)); err != nil || len(r.Problems) != 0 || r.State.Installation() != "the-cluster" {
 		t.Fatalf("whole: %+v, %v", r, err)
 	}
 	path := filepath.Join(dir, boltFile)
@@ -466,11 +473,11 @@ func TestADamagedDirectoryIsInspectedAndNotRecovered(t *testing.T) {
 	if err := os.WriteFile(path, flipped, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	r, err := Inspect(dir, t.TempDir(), testLog())
+	r, err := Inspect(dir, t.TempDir(), testLog(t))
 	if err != nil || len(r.Problems) != 1 || !errors.Is(r.Problems[0], ErrDamaged) {
 		t.Fatalf("%v, problems %v", err, r.Problems)
 	}
-	if _, err := Recover(dir, Member{}, testLog()); !errors.Is(err, ErrDamaged) {
+	if _, err := Recover(dir, Member{}, testLog(t)); !errors.Is(err, ErrDamaged) {
 		t.Fatalf("recovered what is damaged: %v", err)
 	}
 	if err := os.WriteFile(path, raw, 0o600); err != nil {
@@ -479,10 +486,10 @@ func TestADamagedDirectoryIsInspectedAndNotRecovered(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, guard.MarkerFile)); err != nil { // the last survivor's; an operator vouches for it
 		t.Fatal(err)
 	}
-	if r, err := Inspect(dir, t.TempDir(), testLog()); err != nil || len(r.Problems) != 1 || r.Name != "" {
+	if r, err := Inspect(dir, t.TempDir(), testLog(t)); err != nil || len(r.Problems) != 1 || r.Name != "" {
 		t.Fatalf("without a marker: %+v, %v", r, err)
 	}
-	if _, err := Recover(dir, c.at(0), testLog()); err != nil {
+	if _, err := Recover(dir, c.at(0), testLog(t)); err != nil {
 		t.Fatal(err)
 	}
 	n := c.start(0)

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -48,10 +47,8 @@ type Config struct {
 	Members []Member
 	// Join: a directory without state does not begin a cluster, it waits until it is added to one.
 	Join bool
-	// ListenAddress for the other nodes, host:port. Ignored with Listener.
+	// ListenAddress for the other nodes, host:port.
 	ListenAddress string
-	// Listener takes the place of ListenAddress; the node closes it. Nil: listen.
-	Listener net.Listener
 	// TLS between the nodes; nil: unencrypted. Each shows a certificate that carries its name.
 	TLS *tlsconf.Files
 	// Dir holds log, snapshots and state; made if absent, one process at a time.

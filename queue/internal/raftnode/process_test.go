@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -53,7 +54,7 @@ func runNodeProcess(encoded string) error {
 	if err := json.Unmarshal([]byte(encoded), &config); err != nil {
 		return err
 	}
-	self := Config{Name: config.Name, Members: config.Members, Dir: config.Dir, Log: testLog(), SnapshotEntries: 500, TrailingBytes: 64 << 10}
+	self := Config{Name: config.Name, Members: config.Members, Dir: config.Dir, Log: processLog(), SnapshotEntries: 500, TrailingBytes: 64 << 10}
 	if config.Large {
 		self.SnapshotEntries, self.TrailingBytes = 0, 0
 	}
@@ -216,4 +217,12 @@ func converse(conn net.Conn, question string, patience time.Duration) (answer st
 		err = errors.New("empty answer")
 	}
 	return strings.TrimSpace(answer), true, err
+}
+
+// processLog goes where the process's other output does, with TEST_LOG.
+func processLog() *slog.Logger {
+	if os.Getenv("TEST_LOG") != "" {
+		return verboseLog()
+	}
+	return slog.New(slog.DiscardHandler)
 }

@@ -41,12 +41,9 @@ func (advertised) Network() string  { return "tcp" }
 func (a advertised) String() string { return string(a) }
 
 func newStream(life context.Context, config Config, members *addresses) (*stream, error) {
-	listener := config.Listener
-	if listener == nil {
-		var err error
-		if listener, err = (&net.ListenConfig{}).Listen(life, "tcp", config.ListenAddress); err != nil {
-			return nil, fmt.Errorf("listening for raft: %w", err)
-		}
+	listener, err := (&net.ListenConfig{}).Listen(life, "tcp", config.ListenAddress)
+	if err != nil {
+		return nil, fmt.Errorf("listening for raft: %w", err)
 	}
 	self, _ := config.member(config.Name)
 	s := &stream{

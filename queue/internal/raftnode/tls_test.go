@@ -30,7 +30,7 @@ func certify(t *testing.T, a *tlsconf.Authority, names ...string) (*tlsconf.File
 	if err := a.Write(dir, nil, time.Now().Add(time.Hour), names...); err != nil {
 		t.Fatal(err)
 	}
-	f, err := tlsconf.Open(dir, testLog(), names...)
+	f, err := tlsconf.Open(dir, testLog(t), names...)
 	if err != nil {
 		t.Fatal(err)
 	}
