@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io/fs"
 	"maps"
 	"net"
@@ -42,10 +41,9 @@ func (e *Busy) Error() string {
 	return fmt.Sprintf("port %d for %s is in use by %s", e.Port, e.For, holder)
 }
 
-// Choose gives every want a port: the fixed one, else the one of the last run when still free, else a free one outside the
-// system's range for outgoing connections, where any connection may take it between two runs. avoid says what is not ours.
-// All busy fixed ports are reported at once.
-func Choose(path string, wants []Want, avoid func(port int) bool) (Book, error) {
+// Choose gives every want a port: the fixed one, else the one of the last run when still free and of the block, else a free one,
+// of the block as long as that has any. avoid says what is not ours. All busy fixed ports are reported at once.
+func (b *Block) Choose(path string, wants []Want, avoid func(port int) bool) (Book, error) {
 	before, err := read(path)
 	if err != nil {
 		return nil, err
@@ -77,14 +75,14 @@ func Choose(path string, wants []Want, avoid func(port int) bool) (Book, error) 
 		if w.Fixed > 0 {
 			continue
 		}
-		if port := before[w.Process][w.Use]; usable(port) {
+		if port := before[w.Process][w.Use]; b.has(port) && usable(port) {
 			put(w, port)
 		} else {
 			open = append(open, w)
 		}
 	}
 	low, high := ours()
-	next := start(path, low, high)
+	next := b.first
 	for _, w := range open {
 		tried := 0
 		for ; !usable(next) && tried <= high-low; tried++ {
@@ -105,14 +103,7 @@ func after(port, low, high int) int {
 	return port + 1
 }
 
-// start spreads the stacks of one machine over the range, so that two that start together seldom try the same port.
-func start(path string, low, high int) int {
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(path)) // never fails
-	return low + int(h.Sum32())%(high-low+1)
-}
-
-// ours is the range just below the system's ports for outgoing connections.
+// ours is the range just below the system's ports for outgoing connections, where any connection may take one between two runs.
 func ours() (low, high int) {
 	high = 32767
 	if content, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err == nil {

@@ -12,15 +12,41 @@ import (
 
 func none(int) bool { return false }
 
+func take(t *testing.T, name string) *Block {
+	t.Helper()
+	block, err := TakeBlock(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = block.Release() })
+	return block
+}
+
+func TestTwoStacksThatRunHaveNoPortInCommon(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "ports.json")
+	first, second := take(t, path), take(t, path)
+	if first.first == second.first {
+		t.Errorf("both have the ports from %d", first.first)
+	}
+	if err := first.Release(); err != nil {
+		t.Fatal(err)
+	}
+	if again := take(t, path); again.has(second.first) {
+		t.Error("a block was given that is still held")
+	}
+}
+
 func TestPortsStayAcrossRestartsAndABusyOneIsChosenAnew(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "ports.json")
 	wants := []Want{{Process: "queue-0", Use: "raft"}, {Process: "queue-0", Use: "api"}, {Process: "edge-0", Use: "admin"}}
-	first, err := Choose(path, wants, none)
+	block := take(t, path)
+	first, err := block.Choose(path, wants, none)
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := Choose(path, wants, none)
+	second, err := block.Choose(path, wants, none)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +58,7 @@ func TestPortsStayAcrossRestartsAndABusyOneIsChosenAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	third, err := Choose(path, wants, none)
+	third, err := block.Choose(path, wants, none)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +78,8 @@ func TestABusyFixedPortNamesPortAndHolder(t *testing.T) {
 	}
 	defer l.Close()
 	port := l.Addr().(*net.TCPAddr).Port
-	_, err = Choose(filepath.Join(t.TempDir(), "ports.json"), []Want{{Process: "edge-0", Use: "public", Fixed: port}}, none)
+	path := filepath.Join(t.TempDir(), "ports.json")
+	_, err = take(t, path).Choose(path, []Want{{Process: "edge-0", Use: "public", Fixed: port}}, none)
 	var busy *Busy
 	if !errors.As(err, &busy) {
 		t.Fatalf("got %v, want a Busy", err)
@@ -67,13 +94,12 @@ func TestABusyFixedPortNamesPortAndHolder(t *testing.T) {
 func TestChosenPortsAvoidTheFunctions(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "ports.json")
-	low, high := ours()
-	middle := start(path, low, high)
-	book, err := Choose(path, []Want{{Process: "a", Use: "x"}}, func(port int) bool { return port == middle })
+	block := take(t, path)
+	book, err := block.Choose(path, []Want{{Process: "a", Use: "x"}}, func(port int) bool { return port == block.first })
 	if err != nil {
 		t.Fatal(err)
 	}
-	if book["a"]["x"] == middle {
+	if book["a"]["x"] == block.first {
 		t.Error("a port of the functions was chosen")
 	}
 }

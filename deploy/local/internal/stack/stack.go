@@ -55,7 +55,12 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := prepare(s, o); err != nil {
 		return err
 	}
-	book, err := choosePorts(s, o.Manifest)
+	block, err := ports.TakeBlock(s.dir)
+	if err != nil {
+		return err
+	}
+	defer block.Release() //nolint:errcheck // of a lock that nothing was written to
+	book, err := choosePorts(s, o.Manifest, block)
 	if err != nil {
 		return err
 	}
@@ -112,7 +117,7 @@ func prepare(s state, o Options) error {
 }
 
 // choosePorts keeps ours away from everything the manifest names.
-func choosePorts(s state, m *manifest.Manifest) (ports.Book, error) {
+func choosePorts(s state, m *manifest.Manifest, block *ports.Block) (ports.Book, error) {
 	foreign := map[int]bool{}
 	for _, p := range m.Processes {
 		foreign[p.Port] = true
@@ -128,7 +133,7 @@ func choosePorts(s state, m *manifest.Manifest) (ports.Book, error) {
 			foreign[number] = true
 		}
 	}
-	return ports.Choose(s.path("ports.json"), wants(m.Cluster), func(port int) bool { return m.Ports.Contains(port) || foreign[port] })
+	return block.Choose(s.path("ports.json"), wants(m.Cluster), func(port int) bool { return m.Ports.Contains(port) || foreign[port] })
 }
 
 // run is one stack that runs.

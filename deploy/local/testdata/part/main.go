@@ -14,6 +14,8 @@ import (
 )
 
 func main() {
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, syscall.SIGTERM) // before it says that it is ready
 	program := strings.ToUpper(filepath.Base(os.Args[0]))
 	for _, line := range os.Environ() {
 		fmt.Println("env", line)
@@ -33,8 +35,6 @@ func main() {
 			go func() { panic(http.ListenAndServe(address, mux)) }()
 		}
 	}
-	ended := make(chan os.Signal, 1)
-	signal.Notify(ended, syscall.SIGTERM)
 	<-ended
 	if f, err := os.OpenFile("order", os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600); err == nil { // in the state directory
 		fmt.Fprintln(f, program)
