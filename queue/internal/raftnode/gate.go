@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -40,6 +42,9 @@ func (s standing) trusted() bool { return s == added || s == member }
 
 // empty: it has nothing and takes nothing.
 func (s standing) empty() bool { return s == blank || s == newcomer }
+
+// dialEvery is the pause between two attempts to connect to a member for which there are entries.
+const dialEvery = 100 * time.Millisecond
 
 // Why the gate lets something not pass.
 var (
@@ -221,12 +226,38 @@ func (g *gate) maySend(to raft.ServerID) error {
 	return nil
 }
 
-// AppendEntries implements raft.Transport.
+// AppendEntries implements raft.Transport. Entries for a member that cannot be connected to wait here. The library would try again,
+// too, but after pauses that double up to 10 s: a node that was down for some seconds would answer heartbeats at once and get
+// entries only so much later, when the next node may be down already.
 func (g *gate) AppendEntries(id raft.ServerID, at raft.ServerAddress, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
-	if err := g.maySend(id); err != nil {
-		return err
+	for {
+		if err := g.maySend(id); err != nil {
+			return err
+		}
+		err := g.NetworkTransport.AppendEntries(id, at, q, a)
+		var op *net.OpError
+		if err == nil || isHeartbeat(q) || !errors.As(err, &op) || op.Op != "dial" || !g.dialAgain(string(id), q.Term) {
+			return err
+		}
 	}
-	return g.NetworkTransport.AppendEntries(id, at, q, a)
+}
+
+// isHeartbeat: the library gives those nothing to say but who leads.
+func isHeartbeat(q *raft.AppendEntriesRequest) bool {
+	return len(q.Entries) == 0 && q.PrevLogEntry == 0 && q.PrevLogTerm == 0 && q.LeaderCommitIndex == 0
+}
+
+// dialAgain waits, and says whether this node still leads in the term, and the other is a member.
+func (g *gate) dialAgain(other string, term uint64) bool {
+	pause := time.NewTimer(dialEvery)
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+	case <-g.node.life.Done():
+		return false
+	}
+	r := g.node.where.raft.Load()
+	return r != nil && r.State() == raft.Leader && r.CurrentTerm() == term && g.node.where.suffrage(other) != noMember
 }
 
 // InstallSnapshot implements raft.Transport.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -448,4 +449,21 @@ func BenchmarkPropose(b *testing.B) {
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "calls/s")
 		})
 	}
+}
+
+// The library's pauses between attempts double up to 10 s; entries that wait in the gate go as soon as their node is back.
+func TestEntriesForANodeThatIsDownDoNotWaitLongerAndLonger(t *testing.T) {
+	t.Parallel()
+	log := &lines{}
+	c := newCluster(t, 3, func(config *Config) { config.Log = slog.New(slog.NewTextHandler(log, nil)) })
+	c.votes()
+	away := (c.leader() + 1) % 3
+	c.kill(away)
+	c.mustPropose(accept(1, nil))
+	eventually(t, "three seconds of heartbeats nobody answers", func() bool { return log.count("failed to heartbeat to") >= 15 })
+	if n := log.count("failed to appendEntries to"); n > 4 {
+		t.Errorf("the library was told %d times that the node is down, and pauses %v", n, 10*time.Millisecond<<(n-2))
+	}
+	c.start(away)
+	c.settle()
 }
