@@ -20,6 +20,7 @@ import (
 	"github.com/slimfaas/slimfaas/deploy/local/internal/ports"
 	"github.com/slimfaas/slimfaas/deploy/local/internal/proc"
 	"github.com/slimfaas/slimfaas/shared/function"
+	"github.com/slimfaas/slimfaas/shared/testkit"
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
 
@@ -361,12 +362,12 @@ func TestTheShutdownHookIsPostedBeforeTheSignal(t *testing.T) {
 	name := b.state.Replicas[0].Name
 	b.scale(0, 1)
 	b.await("gone", func(w wire.LocalWorkload) bool { return len(w.Replicas) == 0 })
-	log, err := os.ReadFile(filepath.Join(folder, "logs", name+".log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	hook, signal := strings.Index(string(log), "asked by the shutdown hook"), strings.Index(string(log), "told to end")
-	if hook < 0 || signal < hook {
+	var log []byte
+	testkit.Eventually(t, 10*time.Second, "its last line is copied into its log", func() (copied bool) {
+		log, _ = os.ReadFile(filepath.Join(folder, "logs", name+".log"))
+		return strings.Contains(string(log), "told to end")
+	})
+	if hook := strings.Index(string(log), "asked by the shutdown hook"); hook < 0 || hook > strings.Index(string(log), "told to end") {
 		t.Errorf("want the hook, then the signal; the log is\n%s", log)
 	}
 }
