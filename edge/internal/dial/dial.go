@@ -86,6 +86,9 @@ func (c *Conn) Request(reused bool) (unsent func() bool) {
 	return func() bool { return c.written.Load() == before }
 }
 
+// Quiet says that nothing has come on an idle connection, neither its end nor bytes nobody asked for.
+func (c *Conn) Quiet() bool { return !closedByPeer(c.Conn) }
+
 // Write writes, but nothing on an idle connection that its function has closed (ErrIdleClosed): such a write would succeed, the
 // request would be lost, and nobody could tell whether the function had seen it.
 func (c *Conn) Write(p []byte) (int, error) {

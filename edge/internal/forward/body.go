@@ -60,13 +60,18 @@ func (p *pace) before(read int64) {
 	if p.over || now.Sub(p.set) < min(time.Second, p.idle/4) { // not with every piece of a fast body
 		return
 	}
-	deadline, slow := now.Add(p.idle), p.began.Add(p.idle+time.Duration(read/slowest)*time.Second)
-	if slow.Before(deadline) {
-		deadline = slow
-	}
-	if p.control.SetReadDeadline(deadline) == nil {
+	if p.control.SetReadDeadline(due(p.began, now, read, p.idle)) == nil {
 		p.set = now
 	}
+}
+
+// due is until when the next piece of a body must come that began then and of which so much has come.
+func due(began, now time.Time, read int64, idle time.Duration) time.Time {
+	moves, fast := now.Add(idle), began.Add(idle+time.Duration(read/slowest)*time.Second)
+	if fast.Before(moves) {
+		return fast
+	}
+	return moves
 }
 
 // end lets the body, and the connection's next request, come as they like.
@@ -84,12 +89,12 @@ func (p *pace) end() {
 
 // finishBody closes the caller's body: with full duplex nobody else does (golang/go#68560). One that the function did not read
 // to its end may hold a read that only the caller could finish, so that is ended first; the connection is not used again.
-func (x *exchange) finishBody(w http.ResponseWriter, r *http.Request, inbound io.Closer) {
+func (x *exchange) finishBody(w http.ResponseWriter, r *http.Request) {
 	x.pace.end()
 	if r.ProtoMajor == 1 && !x.whole.Load() {
 		_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)) // fails on an upgraded connection, which has no body
 	}
-	_ = inbound.Close()
+	_ = x.body.Close()
 }
 
 type emptyBody struct{}

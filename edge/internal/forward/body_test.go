@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -15,53 +14,35 @@ import (
 	"time"
 )
 
-// A caller whose body stops, or trickles, holds a replica no longer than it may, is told, and the function sees the request break.
+// A caller whose body stops holds a replica no longer than it may, is told, and the function sees the request break. What is too slow,
+// pace_test.go says.
 func TestABodyThatDoesNotMoveIsCut(t *testing.T) {
 	t.Parallel()
-	saw := make(chan error, 2)
+	saw := make(chan error, 1)
 	b := setup(t, serve(t, func(_ http.ResponseWriter, r *http.Request) {
 		_, err := io.ReadAll(r.Body)
 		saw <- err
 	}))
 	b.forward.BodyIdle = 200 * time.Millisecond
-	for name, more := range map[string]func(net.Conn) error{
-		"stops": func(net.Conn) error { return nil },
-		"trickles": func(c net.Conn) error {
-			for range 200 { // a byte each 20 ms: 50 a second
-				if _, err := c.Write([]byte("x")); err != nil {
-					return err
-				}
-				time.Sleep(20 * time.Millisecond)
-			}
-			return errors.New("nobody minds")
-		},
-	} {
-		c, err := net.Dial("tcp", b.addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		fmt.Fprint(c, "POST /function/fib HTTP/1.1\r\nHost: e\r\nContent-Length: 1000\r\n\r\nbegin")
-		sent := make(chan error, 1)
-		go func() { sent <- more(c) }()
-		_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
-		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
-		if err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		body, _ := io.ReadAll(resp.Body)
-		if resp.StatusCode != http.StatusRequestTimeout || !resp.Close || !strings.Contains(string(body), "body-too-slow") {
-			t.Errorf("%s: %s %s", name, resp.Status, body)
-		}
-		if err := <-saw; err == nil {
-			t.Errorf("%s: the function took a part of the body for the whole", name)
-		}
-		_ = c.Close()
-		if err := <-sent; err != nil && strings.Contains(err.Error(), "minds") {
-			t.Errorf("%s: %v", name, err)
-		}
-		b.idle(t)
+	c, err := net.Dial("tcp", b.addr)
+	if err != nil {
+		t.Fatal(err)
 	}
+	defer c.Close()
+	fmt.Fprint(c, "POST /function/fib HTTP/1.1\r\nHost: e\r\nContent-Length: 1000\r\n\r\nbegin")
+	_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, _ := io.ReadAll(resp.Body)
+	if resp.StatusCode != http.StatusRequestTimeout || !resp.Close || !strings.Contains(string(body), "body-too-slow") {
+		t.Errorf("%s %s", resp.Status, body)
+	}
+	if err := <-saw; err == nil {
+		t.Error("the function took a part of the body for the whole")
+	}
+	b.idle(t)
 }
 
 // A body that moves may take its time, and a connection is as it was for the request behind it.

@@ -180,7 +180,7 @@ func TestTheFunctionSeesWhatTheCallerSent(t *testing.T) {
 		"/function/fib/%2Fx%3F%25?q=a+b;c/":  "/%2Fx%3F%25?q=a+b;c/",
 		"/function/fib/a|b{c}\"^`/%2f":       "/a|b{c}\"^`/%2f",
 		"/function/fib/../x/./y":             "/../x/./y",
-		"/function/fib//h{/%2f?x=%zz&y=[]":   "http://HOST//h{/%2f?x=%zz&y=[]",
+		"/function/fib//h{/%2f?x=%zz&y=[]":   "//h{/%2f?x=%zz&y=[]",
 		"/function/fib/caf\xc3\xa9/%C3%A9?é": "/caf\xc3\xa9/%C3%A9?é",
 	} {
 		resp, body := b.send(t, "GET", "GET "+target+" HTTP/1.1\r\nHost: edge\r\n\r\n")
@@ -191,13 +191,7 @@ func TestTheFunctionSeesWhatTheCallerSent(t *testing.T) {
 			continue
 		}
 		line, _, _ := strings.Cut(body, "\n")
-		host := ""
-		for l := range strings.SplitSeq(body, "\n") {
-			if v, ok := strings.CutPrefix(l, "Host: "); ok {
-				host = v
-			}
-		}
-		if want = "GET " + strings.Replace(want, "HOST", host, 1) + " HTTP/1.1"; line != want {
+		if want = "GET " + want + " HTTP/1.1"; line != want {
 			t.Errorf("%s: the function saw %q, want %q", target, line, want)
 		}
 	}
