@@ -10,6 +10,7 @@ import (
 	"github.com/slimfaas/slimfaas/edge/internal/access"
 	"github.com/slimfaas/slimfaas/edge/internal/app"
 	"github.com/slimfaas/slimfaas/edge/internal/gate"
+	"github.com/slimfaas/slimfaas/edge/internal/shed"
 	"github.com/slimfaas/slimfaas/shared/settings"
 )
 
@@ -22,6 +23,7 @@ type config struct {
 	Listen   listenConfig
 	Neighbor neighborConfig
 	Access   accessConfig
+	Traffic  trafficConfig
 	Sync     syncConfig
 	Async    asyncConfig
 	Drain    drainConfig
@@ -39,6 +41,7 @@ type listenConfig struct {
 	TLSKeyFile       string `env:"TLS_KEY_FILE" doc:"Key of EDGE_TLS_CERT_FILE, PEM."`
 	MaxConnections   int    `env:"MAX_CONNECTIONS" envDefault:"10000" doc:"Connections that may be open on the public listener. One more closes the one that has been idle for longest, or, where all have a request under way, is closed itself. Upgraded connections (WebSocket) do not count. 0: any number."`
 	InternalOnPublic bool   `env:"INTERNAL_ON_PUBLIC" envDefault:"false" doc:"Answer the internal routes on the public listener too, to internal callers."`
+	Profile          bool   `env:"PROFILE" doc:"Serve /debug/pprof/ on the admin address."`
 	PublicMetrics    bool   `env:"PUBLIC_METRICS" envDefault:"true" doc:"Answer /metrics on the public listener too, as the original does."`
 }
 
@@ -52,7 +55,35 @@ type neighborConfig struct {
 type accessConfig struct {
 	TrustedProxies []netip.Prefix `env:"TRUSTED_PROXIES" doc:"Networks (CIDR, comma list) of proxies whose X-Forwarded-* headers are believed. Empty: nobody's."`
 	InternalCIDRs  []netip.Prefix `env:"INTERNAL_CIDRS" doc:"Networks (CIDR, comma list) whose callers count as internal, beside replicas of trusted functions. Empty: none."`
+	KeysFile       string         `env:"API_KEYS_FILE" doc:"File with the keys of callers, a name and a key a line, or sha256: and the hash of one; it is read again when it changes. With it, callers that are not internal need a key to wake and to publish. Functions with SlimFaas/RequireKey need one in any case. Empty: no keys."`
 	CorsAllow      string         `env:"CORS_ALLOW_ORIGIN" envDefault:"*" alias:"SlimFaas__CorsAllowOrigin" doc:"Origins a browser may call from: * or a comma list."`
+}
+
+type trafficConfig struct {
+	Log          bool     `env:"ACCESS_LOG" envDefault:"false" doc:"Write a line a request into the log, those for health, readiness and metrics left out."`
+	LogPerSecond int      `env:"ACCESS_LOG_PER_SECOND" envDefault:"1000" doc:"Lines of it a second; of further requests only the number is written."`
+	Limit        bool     `env:"RATE_LIMIT" envDefault:"false" alias:"SlimFaas__RateLimiting__Enabled" doc:"Refuse requests of the public listener (429) while this edge uses too much of its processors."`
+	CPUHigh      float64  `env:"RATE_LIMIT_CPU_HIGH" envDefault:"80" alias:"SlimFaas__RateLimiting__CpuHighThreshold" doc:"Percentage of the processors from which on requests are refused."`
+	CPULow       float64  `env:"RATE_LIMIT_CPU_LOW" envDefault:"60" alias:"SlimFaas__RateLimiting__CpuLowThreshold" doc:"Percentage down to which they still are."`
+	IntervalMs   int64    `env:"RATE_LIMIT_INTERVAL_MS" envDefault:"1000" alias:"SlimFaas__RateLimiting__SampleIntervalMs" doc:"Interval that is measured, in milliseconds, at least 100."`
+	RetryAfter   int64    `env:"RATE_LIMIT_RETRY_AFTER" envDefault:"5" alias:"SlimFaas__RateLimiting__RetryAfterSeconds" doc:"Retry-After of the refused, in seconds. 0: none."`
+	Excluded     []string `env:"RATE_LIMIT_EXCLUDED_PATHS" envDefault:"/health,/metrics,/ready" doc:"Paths that are never refused, comma list, exact, in any case."`
+}
+
+func (c *trafficConfig) rule() shed.Rule {
+	return shed.Rule{
+		High: c.CPUHigh, Low: c.CPULow, Every: time.Duration(c.IntervalMs) * time.Millisecond,
+		RetryAfter: time.Duration(c.RetryAfter) * time.Second, Excluded: c.Excluded,
+	}
+}
+
+// Validate implements settings.Validator.
+func (c *trafficConfig) Validate() error {
+	var errs []error
+	if err := c.rule().Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("EDGE_RATE_LIMIT_…: %w", err))
+	}
+	return errors.Join(append(errs, positive(map[string]int64{"ACCESS_LOG_PER_SECOND": int64(c.LogPerSecond)}))...)
 }
 
 type syncConfig struct {
@@ -139,6 +170,8 @@ func (c *config) options() (app.Options, error) {
 		CertFile:         c.Listen.TLSCertFile,
 		KeyFile:          c.Listen.TLSKeyFile,
 		MaxConns:         c.Listen.MaxConnections,
+		KeysFile:         c.Access.KeysFile,
+		Profile:          c.Listen.Profile,
 		InternalOnPublic: c.Listen.InternalOnPublic,
 		PublicMetrics:    c.Listen.PublicMetrics,
 		QueueAPI:         c.Neighbor.QueueAPI,
@@ -161,6 +194,13 @@ func (c *config) options() (app.Options, error) {
 		MaxReplicas:      c.Async.MaxReplicas,
 		DrainDelay:       c.Drain.Delay,
 		Drain:            c.Drain.Limit,
+	}
+	if c.Traffic.Log {
+		o.AccessLog = c.Traffic.LogPerSecond
+	}
+	if c.Traffic.Limit {
+		rule := c.Traffic.rule()
+		o.Shed = &rule
 	}
 	if !c.Async.Deliver {
 		o.MaxHeld = 0

@@ -19,19 +19,24 @@ import (
 
 const usage = `usage: edge [command]
 
-  (none)   run; configured by environment variables, see docs/configuration.md
-  health   ask the /ready of the edge on this machine; exit code 0 when it is
-  status   print what /status-functions says
-  cluster  print what /cluster says
-  explain  print why a function has the replicas it has: edge explain <function>
-  wake     wake a function: edge wake <function>
+  (none)      run; configured by environment variables, see docs/configuration.md
+  ls          list the functions, their state and why
+  call        call a function: edge call <function> [path] [-d body|@file|@-] [-X method] [-H 'Name: value'] [-i] [-async]
+  wake        wake a function: edge wake <function>
+  explain     print why a function has the replicas it has: edge explain <function>
+  status      print what /status-functions says
+  cluster     print what /cluster says
+  health      ask the /ready of the edge on this machine; exit code 0 when it is
   config-doc  print the table of settings for docs/configuration.md
-  version  print the version
+  version     print the version
+
+ls, call, wake, explain, status and cluster ask the edge at SLIMFAAS_URL; without it the internal listener of the one on this
+machine. explain and cluster are for internal callers. A key (SlimFaas/RequireKey) is taken from SLIMFAAS_API_KEY.
 `
 
-func main() { os.Exit(run(os.Args[1:], os.Environ(), os.Stdout, os.Stderr)) }
+func main() { os.Exit(run(os.Args[1:], os.Environ(), os.Stdin, os.Stdout, os.Stderr)) }
 
-func run(args, environ []string, stdout, stderr io.Writer) int {
+func run(args, environ []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var cfg config
@@ -49,9 +54,13 @@ func run(args, environ []string, stdout, stderr io.Writer) int {
 			return 1
 		}
 		return 0
-	case "explain", "wake", "status", "cluster":
+	case "ls", "call", "explain", "wake", "status", "cluster":
 		_, _ = settings.Load(prefix, &cfg, environ) // as above, for the internal address
-		if err := ask(ctx, cfg.Listen.Internal, command, args[1:], stdout); err != nil {
+		c, err := newClient(cfg.Listen.Internal, environ, stdout)
+		if err == nil {
+			err = c.run(ctx, command, args[1:], stdin)
+		}
+		if err != nil {
 			fmt.Fprintln(stderr, err)
 			return 1
 		}

@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -17,6 +19,14 @@ func TestCommands(t *testing.T) {
 			_, _ = w.Write([]byte(`{"Reason":"asleep"}`))
 		case "POST /wake-function/fib":
 			w.WriteHeader(http.StatusNoContent)
+		case "GET /":
+			_, _ = w.Write([]byte(`{"Functions":[{"Name":"fib","State":"Ready","NumberReady":1,"NumberRequested":2,"Visibility":"Public","Reason":"calls"}]}`))
+		case "POST /async-function/fib/a":
+			w.Header().Set("SlimFaas-Element-Id", "the-id")
+			w.WriteHeader(http.StatusAccepted)
+		case "GET /function/fib/", "PUT /function/fib/a/b", "POST /function/fib/a":
+			body, _ := io.ReadAll(r.Body)
+			fmt.Fprintf(w, "%s %q %s %s", r.Method, body, r.Header.Get("X-A"), r.Header.Get("SlimFaas-Api-Key"))
 		case "GET /ready":
 		default:
 			http.Error(w, "{}", http.StatusNotFound)
@@ -34,6 +44,18 @@ func TestCommands(t *testing.T) {
 		{"explain", 1, "", "expected the name of one function"},
 		{"explain nope", 1, "{}", "404"},
 		{"wake fib", 0, "", ""},
+		{"ls", 0, "fib       Ready  1/2    Public      calls", ""},
+		{"ls fib", 1, "", "expected nothing more"},
+		{"call fib", 0, `GET "" `, ""},
+		{"call fib a -d x", 0, `POST "x" `, ""},
+		{"call -X put fib /a/b -H X-A:1 -d @-", 0, `PUT "from standard input" 1`, ""},
+		{"call fib -i", 0, "HTTP/1.1 200 OK", ""},
+		{"call fib a -async -d x", 0, "the-id", ""},
+		{"call nope", 1, "{}", "404"},
+		{"call", 1, "", "expected the name of a function"},
+		{"call fib -H nonsense", 1, "", "Name: value"},
+		{"call fib -z", 1, "", "-z"},
+		{"call fib a -d @/nowhere", 1, "", "reading the body"},
 		{"status more", 1, "", "expected nothing more"},
 		{"health", 0, "", ""},
 		{"version", 0, "edge ", ""},
@@ -42,9 +64,24 @@ func TestCommands(t *testing.T) {
 		{"nonsense", 2, "", "unknown command"},
 	} {
 		var out, err bytes.Buffer
-		if code := run(strings.Fields(c.args), environ, &out, &err); code != c.code || !strings.Contains(out.String(), c.out) || !strings.Contains(err.String(), c.err) {
+		if code := run(strings.Fields(c.args), environ, strings.NewReader("from standard input"), &out, &err); code != c.code || !strings.Contains(out.String(), c.out) || !strings.Contains(err.String(), c.err) {
 			t.Errorf("edge %s: %d %q %q", c.args, code, out.String(), err.String())
 		}
+	}
+}
+
+func TestTheClientAsksTheEdgeItIsTold(t *testing.T) {
+	t.Parallel()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, r.URL.Path, " ", r.Header.Get("SlimFaas-Api-Key"))
+	}))
+	defer srv.Close()
+	var out, err bytes.Buffer
+	if code := run([]string{"call", "fib"}, []string{"SLIMFAAS_URL=" + srv.URL + "/", "SLIMFAAS_API_KEY=the-key"}, nil, &out, &err); code != 0 || out.String() != "/function/fib/ the-key" {
+		t.Errorf("%d %q %q", code, out.String(), err.String())
+	}
+	if code := run([]string{"ls"}, []string{"SLIMFAAS_URL=localhost:5000"}, nil, &out, &err); code != 1 || !strings.Contains(err.String(), "SLIMFAAS_URL") {
+		t.Errorf("%d %q", code, err.String())
 	}
 }
 
@@ -62,7 +99,7 @@ func TestConfigurationThatCannotWork(t *testing.T) {
 		"no such secrets":   {[]string{"EDGE_QUEUE_API=http://127.0.0.1:1", "EDGE_BUS_URLS=nats://127.0.0.1:1", "EDGE_SECRETS_DIR=/nowhere"}, []string{"token-edge"}},
 	} {
 		var out, err bytes.Buffer
-		if code := run(nil, append(c.environ, "LOG_FORMAT=json"), &out, &err); code != 1 {
+		if code := run(nil, append(c.environ, "LOG_FORMAT=json"), nil, &out, &err); code != 1 {
 			t.Errorf("%s: code %d", name, code)
 		}
 		for _, w := range c.want {

@@ -31,6 +31,8 @@ const (
 	AnnotationNoWakePaths      = "SlimFaas/NoWakePaths"
 	AnnotationNoWakeUserAgents = "SlimFaas/NoWakeUserAgents"
 	AnnotationHost             = "SlimFaas/Host"
+	AnnotationRequireKey       = "SlimFaas/RequireKey"
+	AnnotationEventsWake       = "SlimFaas/EventsWake"
 
 	annotationPrefix = "SlimFaas/"
 )
@@ -42,7 +44,7 @@ var (
 		AnnotationNumberParallelRequest, AnnotationNumberParallelRequestPerPod, AnnotationReplicasStartAsSoonAsOne,
 		AnnotationDependsOn, AnnotationSubscribeEvents, AnnotationDefaultVisibility, AnnotationPathsStartWithVisibility,
 		AnnotationDefaultTrust, AnnotationConfiguration, AnnotationSchedule, AnnotationScale, AnnotationProbeEarly, AnnotationPort,
-		AnnotationWaitingPage, AnnotationNoWakePaths, AnnotationNoWakeUserAgents, AnnotationHost,
+		AnnotationWaitingPage, AnnotationNoWakePaths, AnnotationNoWakeUserAgents, AnnotationHost, AnnotationRequireKey, AnnotationEventsWake,
 	}
 	otherKeys = []string{
 		"SlimFaas/Job", "SlimFaas/JobImagesWhitelist", "SlimFaas/NumberParallelJob", "SlimFaas/Schedules",
@@ -112,6 +114,8 @@ func read(name string, annotations map[string]string, r *report) Specification {
 	spec.NoWakePaths = a.noWakePaths()
 	spec.NoWakeUserAgents = a.names(AnnotationNoWakeUserAgents)
 	spec.Hosts = a.hosts()
+	spec.EventsWake = a.boolean(AnnotationEventsWake, false)
+	spec.RequireKey, spec.KeyHolders = a.requireKey()
 	if text, ok := a.text(AnnotationConfiguration); ok {
 		spec.Configuration = readConfiguration(text, r)
 	}
@@ -298,6 +302,21 @@ func validHost(host string) bool {
 		}
 	}
 	return true
+}
+
+// requireKey is true, false, or the names of those whose keys open the function. What cannot be read closes it.
+func (a annotationSet) requireKey() (required bool, holders []string) {
+	holders = a.names(AnnotationRequireKey)
+	if len(holders) != 1 {
+		return len(holders) > 0, holders
+	}
+	switch strings.ToLower(holders[0]) {
+	case "true":
+		return true, nil
+	case "false":
+		return false, nil
+	}
+	return true, holders
 }
 
 // noWakePaths are kept as they are compared: normalised.

@@ -1,6 +1,7 @@
 package function_test
 
 import (
+	"fmt"
 	"reflect"
 	"slices"
 	"strings"
@@ -19,7 +20,7 @@ func TestDefaults(t *testing.T) {
 		ProbeEarly:    true,
 	}
 	blank := map[string]string{"SlimFaas/Function": "true", "unrelated": "x"}
-	for _, key := range []string{"ReplicasMin", "ReplicasAtStart", "DependsOn", "Configuration", "Schedule", "Scale", "DefaultVisibility", "DefaultTrust", "ProbeEarly", "Port", "SubscribeEvents", "WaitingPage", "NoWakePaths", "NoWakeUserAgents", "Host"} {
+	for _, key := range []string{"ReplicasMin", "ReplicasAtStart", "DependsOn", "Configuration", "Schedule", "Scale", "DefaultVisibility", "DefaultTrust", "ProbeEarly", "Port", "SubscribeEvents", "WaitingPage", "NoWakePaths", "NoWakeUserAgents", "Host", "RequireKey", "EventsWake"} {
 		blank["SlimFaas/"+key] = " \n"
 	}
 	for name, annotations := range map[string]map[string]string{"none": nil, "blank values": blank} {
@@ -47,6 +48,11 @@ func TestScalarAnnotations(t *testing.T) {
 		{"Host", "*.example.com", func(s specification) any { return len(s.Hosts) }, 0, "wildcard"},
 		{"Host", "a.example:80", func(s specification) any { return len(s.Hosts) }, 0, "port"},
 		{"Host", "-a.example", func(s specification) any { return len(s.Hosts) }, 0, "host names"},
+		{"RequireKey", "True", func(s specification) any { return fmt.Sprint(s.RequireKey, s.KeyHolders) }, "true []", ""},
+		{"RequireKey", "false", func(s specification) any { return fmt.Sprint(s.RequireKey, s.KeyHolders) }, "false []", ""},
+		{"RequireKey", "ci, partner", func(s specification) any { return fmt.Sprint(s.RequireKey, s.KeyHolders) }, "true [ci partner]", ""},
+		{"RequireKey", "yes", func(s specification) any { return fmt.Sprint(s.RequireKey, s.KeyHolders) }, "true [yes]", ""},
+		{"EventsWake", "true", func(s specification) any { return s.EventsWake }, true, ""},
 		{"WaitingPage", "True", func(s specification) any { return s.WaitingPage }, true, ""},
 		{"WaitingPage", "yes", func(s specification) any { return s.WaitingPage }, false, "true or false"},
 		{"ReplicasMin", "2", func(s specification) any { return s.ReplicasMin }, 2, ""},

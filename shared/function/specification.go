@@ -31,6 +31,11 @@ type Specification struct {
 	Port int `json:",omitempty"`
 	// Hosts (ours): requests for these host names are for the function, whose root is theirs. Lower case.
 	Hosts []string `json:",omitempty"`
+	// RequireKey (ours): callers that are not internal need a key; KeyHolders are the names of those whose keys do, none: any key.
+	RequireKey bool     `json:",omitempty"`
+	KeyHolders []string `json:",omitempty"`
+	// EventsWake (ours): an event wakes the function where no replica is ready, and is then delivered.
+	EventsWake bool `json:",omitempty"`
 	// WaitingPage (ours): a browser that asks for a page of a function that sleeps gets one that loads again by itself.
 	WaitingPage bool `json:",omitempty"`
 	// NoWakePaths and NoWakeUserAgents (ours) are what neither wakes the function nor keeps it awake: starts of paths, as

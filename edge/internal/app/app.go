@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/url"
 	"path/filepath"
@@ -19,6 +20,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/slimfaas/slimfaas/edge/internal/access"
+	"github.com/slimfaas/slimfaas/edge/internal/accesslog"
+	"github.com/slimfaas/slimfaas/edge/internal/apikey"
 	"github.com/slimfaas/slimfaas/edge/internal/async"
 	"github.com/slimfaas/slimfaas/edge/internal/events"
 	"github.com/slimfaas/slimfaas/edge/internal/forward"
@@ -29,6 +32,7 @@ import (
 	"github.com/slimfaas/slimfaas/edge/internal/metrics"
 	"github.com/slimfaas/slimfaas/edge/internal/replica"
 	"github.com/slimfaas/slimfaas/edge/internal/route"
+	"github.com/slimfaas/slimfaas/edge/internal/shed"
 	"github.com/slimfaas/slimfaas/edge/internal/wake"
 	"github.com/slimfaas/slimfaas/shared/nc"
 	"github.com/slimfaas/slimfaas/shared/obs"
@@ -45,7 +49,11 @@ type Options struct {
 	Name                                         string
 	PublicAddress, InternalAddress, AdminAddress string
 	CertFile, KeyFile                            string // of the public listener; empty: no TLS
-	MaxConns                                     int    // of the public listener; 0: any number
+	KeysFile                                     string // of callers; empty: no keys are asked for
+	Profile                                      bool
+	AccessLog                                    int        // lines a second; 0: none
+	Shed                                         *shed.Rule // nil: nothing is refused for want of processors
+	MaxConns                                     int        // of the public listener; 0: any number
 	InternalOnPublic, PublicMetrics              bool
 	QueueAPI, BusURLs                            []string
 	SecretsDir                                   string
@@ -74,6 +82,9 @@ type App struct {
 	bus       *nc.Bus
 	tls       *tlsconf.Files // nil: links to the queue are not encrypted
 	site      *tlsconf.Site  // nil: the public listener is not
+	keys      *apikey.Keys   // nil: callers need none
+	shed      *shed.Shedder  // nil: nothing is refused for want of processors
+	wakes     *metrics.Wakes
 	waker     *wake.Waker
 	reporter  *load.Reporter
 	forwarder *forward.Forwarder
@@ -107,6 +118,9 @@ func New(ctx context.Context, o Options, log *slog.Logger) (*App, error) {
 	if a.site, err = tlsconf.OpenSite(o.CertFile, o.KeyFile, a.log); err != nil {
 		return nil, err
 	}
+	if a.keys, err = apikey.Open(o.KeysFile, a.log); err != nil {
+		return nil, err
+	}
 	if err := a.checkLinks(); err != nil {
 		return nil, err
 	}
@@ -129,9 +143,10 @@ func New(ctx context.Context, o Options, log *slog.Logger) (*App, error) {
 	a.client = queueclient.New(queueclient.Options{Endpoints: o.QueueAPI, Token: token, Name: o.Name, TLS: queue, Log: a.log})
 	a.functions = replica.NewSet(a.loads)
 	a.forwarder = forward.New(a.log)
+	a.wakes = metrics.NewWakes()
 	a.waker = wake.New(wake.Options{
 		Name: o.Name, Epoch: a.functions.Epoch, MaxPerFunction: o.ParkedPer, MaxTotal: o.ParkedTotal,
-		Publish: func(m *wire.Wake) error { return a.bus.Publish(wire.SubjectWake, m) },
+		Publish: func(m *wire.Wake) error { return a.bus.Publish(wire.SubjectWake, m) }, Waited: a.wakes.Observe,
 	})
 	a.functions.Woken = a.waker.Look
 	a.deliverer = async.New(async.Options{
@@ -139,7 +154,7 @@ func New(ctx context.Context, o Options, log *slog.Logger) (*App, error) {
 		Open: a.open, Do: a.do, ReadBody: a.readBody, Replicas: a.functions, Log: a.log,
 	})
 	a.publisher = events.NewPublisher(events.Options{
-		Functions: a.functions, Concurrency: o.EventConcurrency, Drain: o.Drain, Log: a.log,
+		Functions: a.functions, Awake: a.awake, Concurrency: o.EventConcurrency, Drain: o.Drain, Log: a.log,
 	})
 	a.reporter = &load.Reporter{
 		Tracker: a.loads, Edge: o.Name, Incarnation: a.deliverer.Incarnation(), Epoch: a.functions.Epoch,
@@ -155,6 +170,16 @@ func New(ctx context.Context, o Options, log *slog.Logger) (*App, error) {
 	a.follower = &table.Follower{Table: a.table, Bus: a.bus, Name: o.Name, Pull: a.client.PullTable, Log: a.log}
 	a.listeners()
 	return a, nil
+}
+
+// awake wakes a function and waits until a replica of it may be called.
+func (a *App) awake(ctx context.Context, f *replica.Function, patience time.Duration) error {
+	lease, _, err := a.waker.Acquire(ctx, f, patience)
+	if err != nil {
+		return err
+	}
+	lease.End()
+	return nil
 }
 
 // changed takes over a record, in the order the table applied them.
@@ -180,15 +205,27 @@ func (a *App) listeners() {
 		Delivery: func() (uint64, int) { s := a.deliverer.State(); return s.Session, s.Held },
 		Uploads:  uploads.Calls,
 		Conns:    func() (int, uint64) { return a.public.Conns() },
+		Shed:     func() uint64 { return a.shed.Refused() },
 	})
+	registry.MustRegister(a.wakes)
 	exposition := obs.Handler(registry, a.log)
 
+	if o.Shed != nil {
+		a.shed = shed.New(*o.Shed, func(refusing bool, percent float64) {
+			a.log.Warn("load of the processors", "refusing", refusing, "percent", math.Round(percent))
+		})
+	}
+	var requests *accesslog.Log
+	if o.AccessLog > 0 {
+		requests = accesslog.New(a.log, o.AccessLog)
+	}
 	api := httpapi.New(httpapi.Options{
-		Functions: a.functions, Access: o.Access, Cors: o.Cors, MaxBody: o.MaxBody, InternalOnPublic: o.InternalOnPublic,
-		Synced: a.table.Synced,
+		Functions: a.functions, Access: o.Access, Cors: o.Cors, Keys: a.keys, MaxBody: o.MaxBody, InternalOnPublic: o.InternalOnPublic,
+		Synced: a.table.Synced, Log: requests, Shed: a.shed,
 	})
 	api.Handle(route.Function, (&caller{waker: a.waker, forwarder: a.forwarder, enqueue: api.Handler(route.AsyncFunction)}).call)
 	api.HandleWake(a.waker.Wake)
+	api.HandleHome(obs.Describe("edge"))
 	budget := message.NewBudget(o.Taking, o.TakingBytes)
 	accepter := async.Accepter{Do: a.do, Runs: a.deliverer}
 	uploader := async.NewUploader(a.do, func(ctx context.Context) (uint64, error) { return a.deliverer.Session(ctx) })
@@ -217,7 +254,7 @@ func (a *App) listeners() {
 	a.public = serve.New(public)
 	a.internal = serve.New(serve.Options{Name: "internal", Handler: api.Internal(), Log: a.log})
 	a.admin = serve.New(serve.Options{
-		Name: "admin", Handler: serve.Admin{Ready: a.ready, Metrics: exposition}.Handler(), Log: a.log, HTTP1Only: true,
+		Name: "admin", Handler: serve.Admin{Ready: a.ready, Metrics: exposition, Profile: o.Profile}.Handler(), Log: a.log, HTTP1Only: true,
 	})
 }
 
@@ -284,6 +321,12 @@ func (a *App) Run(ctx context.Context) error {
 	}
 	if a.site != nil {
 		plumbing.Go(func() error { return a.site.Run(broken) })
+	}
+	if a.shed != nil {
+		plumbing.Go(func() error { return a.shed.Run(broken) })
+	}
+	if a.keys != nil {
+		plumbing.Go(func() error { return a.keys.Run(broken) })
 	}
 	plumbing.Go(func() error { return a.admin.Run(broken, time.Second) })
 	watch(&report, func() error { a.reporter.Run(reporting); return nil })

@@ -18,6 +18,9 @@ import (
 // defaultPatience holds where a specification has no DefaultSync.HttpTimeout.
 const defaultPatience = 120 * time.Second
 
+// maxRetryAfter is as long as a caller is told to stay away: what earlier starts took is a guess.
+const maxRetryAfter = time.Minute
+
 // caller is the sync call: a replica, at once or after a wake, and the forwarding to it.
 type caller struct {
 	waker     *wake.Waker
@@ -38,7 +41,7 @@ func (c *caller) call(w http.ResponseWriter, r *http.Request, in *httpapi.Reques
 		return
 	}
 	prefer := httpapi.PreferencesOf(r.Header["Prefer"])
-	page := spec.WaitingPage && wantsPage(r)
+	page := spec.WaitingPage && httpapi.WantsPage(r)
 	wait := patience
 	switch {
 	case prefer.Limited:
@@ -64,7 +67,7 @@ func (c *caller) call(w http.ResponseWriter, r *http.Request, in *httpapi.Reques
 		}
 		fallthrough
 	default:
-		refuse(w, f, wait, err)
+		c.refuse(w, f, wait, err)
 		return
 	}
 	if waited != (replica.Waited{}) {
@@ -97,8 +100,15 @@ func (c *caller) forward(w http.ResponseWriter, r *http.Request, in *httpapi.Req
 }
 
 // refuse answers for a function that has no replica for this caller, who waited so long for one.
-func refuse(w http.ResponseWriter, f *replica.Function, waited time.Duration, err error) {
-	p := problem.Problem{Status: http.StatusServiceUnavailable, Type: problem.TypeNoReplica, Title: "No replica is ready", RetryAfter: time.Second}
+func (c *caller) refuse(w http.ResponseWriter, f *replica.Function, waited time.Duration, err error) {
+	p := problem.Problem{Status: http.StatusServiceUnavailable, Type: problem.TypeNoReplica, Title: "No replica is ready"}
+	left, known := c.waker.Estimate(f)
+	retry := func(otherwise time.Duration) time.Duration {
+		if known {
+			return min(max(left, time.Second), maxRetryAfter)
+		}
+		return otherwise
+	}
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		panic(http.ErrAbortHandler) // the caller has gone, or this edge's drain is over
@@ -106,13 +116,13 @@ func refuse(w http.ResponseWriter, f *replica.Function, waited time.Duration, er
 		httpapi.Refuse(w, gate.NotFound())
 		return
 	case errors.Is(err, replica.ErrParkedFull):
-		p.Type, p.Title = problem.TypeFull, "Too many requests wait for this function"
+		p.Type, p.Title, p.RetryAfter = problem.TypeFull, "Too many requests wait for this function", retry(time.Second)
 		p.Detail = "As many requests as may wait for a replica of " + f.Name() + " do (EDGE_PARKED_PER_FUNCTION, EDGE_PARKED_TOTAL)."
 	case errors.Is(err, replica.ErrBroken):
-		p.Type, p.Title, p.RetryAfter = "urn:slimfaas:broken-function", "The function is not started", 0
+		p.Type, p.Title = "urn:slimfaas:broken-function", "The function is not started"
 		p.Detail = "The annotations of " + f.Name() + " are invalid, so it is not started. GET /explain/" + f.Name() + " names each key and what was expected."
 	default:
-		p.RetryAfter = 5 * time.Second
+		p.RetryAfter = retry(5 * time.Second)
 		p.Detail = "No replica of " + f.Name() + " was ready within " + waited.String() +
 			" (DefaultSync.HttpTimeout of SlimFaas/Configuration, or Prefer: wait). GET /explain/" + f.Name() + " says what is awaited."
 	}

@@ -20,6 +20,8 @@ import (
 // Options of a Publisher. All are needed.
 type Options struct {
 	Functions *replica.Set
+	// Awake wakes a function and returns once a replica of it may be called, or the patience is over.
+	Awake func(ctx context.Context, f *replica.Function, patience time.Duration) error
 	// Concurrency is how many calls of one publish are open at one time. Waiting for a retry is not being open.
 	Concurrency int
 	// Drain bounds the wait for deliveries under way at the stop.
@@ -121,19 +123,20 @@ func permitted(all []function.Subscription, event string, internal bool) bool {
 	return i >= 0 && (internal || all[i].Visibility == function.Public)
 }
 
-// deliver calls every ready replica and waits for all of them.
+// deliver calls every ready replica and waits for all of them. A subscriber that asks for it (SlimFaas/EventsWake) is woken where
+// none is ready, and then the replicas that are by then are called.
 func (p *Publisher) deliver(ctx context.Context, event string, subscribers []*replica.Function, request *wire.StoredRequest) []*wire.EventResult {
 	open := make(chan struct{}, max(1, p.opts.Concurrency))
-	results := []*wire.EventResult{} // never null in the report
+	lines := make([][]*wire.EventResult, len(subscribers)) // by subscriber: each is written by one goroutine
 	var calls sync.WaitGroup
-	for _, f := range subscribers {
+	call := func(i int, f *replica.Function) {
 		for _, r := range f.Ready() {
 			d := &delivery{
 				publisher: p, f: f, replica: r.Name, open: open, request: request,
 				retry:  f.Spec().Configuration.DefaultPublish,
 				result: &wire.EventResult{Function: f.Name(), Replica: r.Name},
 			}
-			results = append(results, d.result)
+			lines[i] = append(lines[i], d.result)
 			calls.Go(func() {
 				began := time.Now()
 				d.run(ctx)
@@ -141,7 +144,23 @@ func (p *Publisher) deliver(ctx context.Context, event string, subscribers []*re
 			})
 		}
 	}
+	for i, f := range subscribers {
+		if !f.Spec().EventsWake || len(f.Ready()) > 0 {
+			call(i, f)
+			continue
+		}
+		calls.Go(func() {
+			began := time.Now()
+			patience := time.Duration(max(1, f.Spec().Configuration.DefaultPublish.HttpTimeout)) * time.Second
+			if err := p.opts.Awake(ctx, f, patience); err != nil {
+				lines[i] = []*wire.EventResult{{Function: f.Name(), Error: err.Error(), DurationMs: uint64(time.Since(began).Milliseconds())}}
+				return
+			}
+			call(i, f)
+		})
+	}
 	calls.Wait()
+	results := slices.Concat([]*wire.EventResult{}, slices.Concat(lines...)) // never null in the report
 	p.tell(event, results)
 	return results
 }

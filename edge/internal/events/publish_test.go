@@ -1,6 +1,7 @@
 package events
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -245,5 +246,41 @@ func TestAClosedPublisherTakesNothing(t *testing.T) {
 	_, permitted, err := b.publisher.Publish(t.Context(), "e", false, &wire.StoredRequest{Method: "GET"}, func() { b.ended.Add(1) })
 	if err == nil || !permitted || b.ended.Load() != 1 {
 		t.Errorf("err %v, permitted %v, ended %d", err, permitted, b.ended.Load())
+	}
+}
+
+func TestASleepingSubscriberIsWokenWhereItAsksForIt(t *testing.T) {
+	t.Parallel()
+	b := setup(t, 64)
+	var called atomic.Int32
+	spec := subscribed(once, public("e"))
+	wakes := spec
+	wakes.EventsWake = true
+	b.function("asleep", spec)
+	b.function("wakes", wakes)
+	b.function("broken", wakes)
+	b.publisher.opts.Awake = func(_ context.Context, f *replica.Function, patience time.Duration) error {
+		if patience != 5*time.Second {
+			t.Errorf("patience is %v", patience)
+		}
+		if f.Name() == "broken" {
+			return replica.ErrBroken
+		}
+		server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { called.Add(1) }))
+		t.Cleanup(server.Close)
+		b.set.Apply(&wire.FunctionRecord{
+			Name: "wakes", Version: &wire.Version{Epoch: 1, Seq: 100}, Wanted: 1,
+			Replicas: []*wire.Replica{replicaOf("fn-wakes-0", server.Listener.Addr(), wire.ReplicaState_REPLICA_STATE_READY)},
+		}, &wakes)
+		return nil
+	}
+	report, permitted := b.publish("e", false)
+	if !permitted {
+		t.Fatal("not permitted")
+	}
+	results := <-report
+	if len(results) != 2 || results[0].Function != "broken" || results[0].Error != replica.ErrBroken.Error() ||
+		results[1].Replica != "fn-wakes-0" || results[1].Status != 200 || called.Load() != 1 {
+		t.Errorf("%v, called %d times", results, called.Load())
 	}
 }

@@ -56,7 +56,9 @@ func TestWhatIsRefused(t *testing.T) {
 		{"GET", "/wake-function/fib", nil, 0},
 		{"DELETE", "/wake-function/fib", nil, 405},
 		{"POST", "/status-functions", nil, 405},
-		{"GET", "/", nil, 404},
+		{"GET", "/", nil, 0},
+		{"POST", "/", nil, 405},
+		{"GET", "/index.html", nil, 404},
 	} {
 		r, refused := gate.Check(gate.Head{Method: c.method, Target: c.target, Header: c.header})
 		if refused.Status != c.status {

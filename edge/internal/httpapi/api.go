@@ -6,11 +6,15 @@ package httpapi
 import (
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/slimfaas/slimfaas/edge/internal/access"
+	"github.com/slimfaas/slimfaas/edge/internal/accesslog"
+	"github.com/slimfaas/slimfaas/edge/internal/apikey"
 	"github.com/slimfaas/slimfaas/edge/internal/gate"
 	"github.com/slimfaas/slimfaas/edge/internal/replica"
 	"github.com/slimfaas/slimfaas/edge/internal/route"
+	"github.com/slimfaas/slimfaas/edge/internal/shed"
 	"github.com/slimfaas/slimfaas/shared/function"
 	"github.com/slimfaas/slimfaas/shared/problem"
 )
@@ -22,6 +26,11 @@ type Options struct {
 	Cors      gate.Cors
 	// MaxBody is the largest request body in bytes; more is 413.
 	MaxBody int64
+	// Keys of callers; nil: none is asked for, but by functions, which nobody outside can call then.
+	Keys *apikey.Keys
+	// Log writes a line a request; nil: none is written. Shed refuses requests of the public listener; nil: it does not.
+	Log  *accesslog.Log
+	Shed *shed.Shedder
 	// InternalOnPublic answers the internal routes on the public listener too, to internal callers.
 	InternalOnPublic bool
 	// Synced says whether a whole table has been read: before, an unknown function is 503, not 404.
@@ -77,12 +86,62 @@ func (a *API) Internal() http.Handler {
 }
 
 func (a *API) serve(w http.ResponseWriter, r *http.Request, inside bool) {
+	in := &Request{}
+	if a.Log == nil {
+		a.answer(w, r, in, inside)
+		return
+	}
+	began := time.Now()
+	noted := &accesslog.Writer{ResponseWriter: w}
+	answered := false
+	defer func() { a.note(r, in, noted, began, !answered) }() // also when the answer breaks off, which is a panic
+	a.answer(noted, r, in, inside)
+	answered = true
+}
+
+// note a request in the access log. Questions of monitors are none that anybody reads.
+func (a *API) note(r *http.Request, in *Request, w *accesslog.Writer, began time.Time, aborted bool) {
+	switch in.Family {
+	case route.Health, route.Ready, route.Metrics:
+		return
+	}
+	e := accesslog.Entry{
+		Began: began, Method: r.Method, Agent: r.UserAgent(), Status: w.Status, Bytes: w.Bytes, Aborted: aborted,
+		Trace: accesslog.TraceID(r.Header.Get("Traceparent")),
+	}
+	e.Path, _, _ = strings.Cut(r.RequestURI, "?")
+	if in.Caller.Addr.IsValid() {
+		e.Caller = in.Caller.Addr.String()
+	}
+	if in.Function != nil {
+		e.Function = in.Function.Name()
+	}
+	a.Log.Write(e)
+}
+
+// overloaded answers while this edge has too much to do, with the original's words.
+func (a *API) overloaded(w http.ResponseWriter, r *http.Request) bool {
+	path, _, _ := strings.Cut(r.RequestURI, "?")
+	after, refuses := a.Shed.Refuses(path)
+	if refuses {
+		problem.Write(w, problem.Problem{
+			Type: "urn:slimfaas:overloaded", Title: "Service temporarily overloaded. Please retry later.", Status: http.StatusTooManyRequests, RetryAfter: after,
+			Detail: "This edge uses more of its processors than EDGE_RATE_LIMIT_CPU_HIGH allows; nothing was done with the request.",
+		})
+	}
+	return refuses
+}
+
+func (a *API) answer(w http.ResponseWriter, r *http.Request, in *Request, inside bool) {
 	headers, preflight := a.Cors.Answer(r.Method, r.Header)
 	for _, h := range headers {
 		w.Header().Add(h.Name, h.Value)
 	}
 	if preflight {
 		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	if !inside && a.overloaded(w, r) {
 		return
 	}
 	owner, _ := a.Functions.ByHost(r.Host)
@@ -97,7 +156,7 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, inside bool) {
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, a.MaxBody)
 
-	in := &Request{Route: rt}
+	in.Route = rt
 	peer := access.Peer(r.RemoteAddr)
 	in.Caller = a.Access.Caller(peer, r.Header["X-Forwarded-For"])
 	in.Internal = inside && peer.IsLoopback() || a.Access.Internal(in.Caller, a.Functions.TrustedAddr)
@@ -117,12 +176,44 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, inside bool) {
 		}
 		in.Function = f
 	}
+	if !a.opens(w, r, in) {
+		return
+	}
 	h := a.handlers[rt.Family]
 	if h == nil {
 		Refuse(w, gate.NotFound())
 		return
 	}
 	h(w, r, in)
+}
+
+// opens says whether the caller has the key that is asked for here, and answers where it has not.
+func (a *API) opens(w http.ResponseWriter, r *http.Request, in *Request) bool {
+	var holders []string
+	needed := in.Family.Keyed() && a.Keys != nil
+	if in.Function != nil && in.Function.Spec().RequireKey && in.Family != route.AsyncCallback {
+		needed, holders = true, in.Function.Spec().KeyHolders
+	}
+	if !needed || in.Internal {
+		return true
+	}
+	name, known := a.Keys.Holder(r.Header)
+	if known && apikey.Opens(name, holders) {
+		return true
+	}
+	p := problem.Problem{
+		Status: http.StatusUnauthorized, Type: "urn:slimfaas:key-required", Title: "A key is required",
+		Detail: "Show one in the header SlimFaas-Api-Key, or as Authorization: Bearer. Keys are given by whoever runs this SlimFaas (EDGE_API_KEYS_FILE).",
+	}
+	switch {
+	case known:
+		p.Status, p.Type, p.Title = http.StatusForbidden, "urn:slimfaas:key-not-for-this", "The key does not open this"
+		p.Detail = "The function is for holders of other keys (SlimFaas/RequireKey)."
+	default:
+		w.Header().Set("WWW-Authenticate", `Bearer realm="slimfaas"`)
+	}
+	problem.Write(w, p)
+	return false
 }
 
 // Find looks a function up by its exact name, and only if the whole is no name, as name.namespace.

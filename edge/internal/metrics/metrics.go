@@ -18,6 +18,8 @@ type Collector struct {
 	Uploads func() int64
 	// Conns of the public listener: open, and closed to keep their limit so far.
 	Conns func() (open int, turnedAway uint64)
+	// Shed is how many requests were refused for want of processors.
+	Shed func() uint64
 }
 
 var _ prometheus.Collector = (*Collector)(nil)
@@ -35,6 +37,7 @@ var (
 	uploads    = gauge("slimfaas_edge_uploads", "Bodies over 1 MiB that this edge is taking.")
 	conns      = gauge("slimfaas_edge_connections", "Connections open on the public listener, upgraded ones left out.")
 	away       = prometheus.NewDesc("slimfaas_edge_connections_turned_away_total", "Connections of the public listener that were closed to keep EDGE_MAX_CONNECTIONS.", nil, nil)
+	refused    = prometheus.NewDesc("slimfaas_edge_overload_refused_total", "Requests refused because this edge used too much of its processors (EDGE_RATE_LIMIT).", nil, nil)
 	overruns   = prometheus.NewDesc("slimfaas_edge_bus_overruns_total", "How often messages of the bus were dropped because they were taken too slowly.", nil, nil)
 )
 
@@ -44,7 +47,7 @@ func gauge(name, help string, labels ...string) *prometheus.Desc {
 
 // Describe implements prometheus.Collector.
 func (c *Collector) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{inFlight, parked, streams, deliveries, epoch, functions, busUp, session, held, uploads, conns, away, overruns} {
+	for _, d := range []*prometheus.Desc{inFlight, parked, streams, deliveries, epoch, functions, busUp, session, held, uploads, conns, away, refused, overruns} {
 		to <- d
 	}
 }
@@ -76,5 +79,6 @@ func (c *Collector) Collect(to chan<- prometheus.Metric) {
 	open, turnedAway := c.Conns()
 	put(conns, float64(open))
 	to <- prometheus.MustNewConstMetric(away, prometheus.CounterValue, float64(turnedAway))
+	to <- prometheus.MustNewConstMetric(refused, prometheus.CounterValue, float64(c.Shed()))
 	to <- prometheus.MustNewConstMetric(overruns, prometheus.CounterValue, float64(c.BusOverruns()))
 }

@@ -32,6 +32,7 @@ const (
 	Health
 	Ready
 	Metrics
+	Home
 )
 
 // Route is a target understood.
@@ -61,6 +62,7 @@ type pattern struct {
 	methods  []string
 	internal bool // internal callers only
 	function bool // the name is a function's; access follows its path rules
+	keyed    bool // callers that are not internal need a key, where keys are asked for
 }
 
 var (
@@ -73,9 +75,9 @@ var patterns = []pattern{
 	{family: Function, literal: "function", params: 1, tail: true, methods: anyMethod, function: true},
 	{family: AsyncFunction, literal: "async-function", params: 1, tail: true, methods: anyMethod, function: true},
 	{family: AsyncCallback, literal: "async-function-callback", params: 3, methods: []string{"POST"}, function: true},
-	{family: PublishEvent, literal: "publish-event", params: 1, tail: true, methods: anyMethod},
-	{family: WakeFunction, literal: "wake-function", params: 1, methods: []string{"GET", "POST"}},
-	{family: WakeFunctions, literal: "wake-functions", methods: []string{"GET", "POST"}},
+	{family: PublishEvent, literal: "publish-event", params: 1, tail: true, methods: anyMethod, keyed: true},
+	{family: WakeFunction, literal: "wake-function", params: 1, methods: []string{"GET", "POST"}, keyed: true},
+	{family: WakeFunctions, literal: "wake-functions", methods: []string{"GET", "POST"}, keyed: true},
 	{family: StatusFunction, literal: "status-function", params: 1, methods: get},
 	{family: StatusFunctions, literal: "status-functions", methods: get},
 	{family: StatusStream, literal: "status-functions-stream", methods: get},
@@ -88,6 +90,7 @@ var patterns = []pattern{
 	{family: Health, literal: "health", exact: true, methods: anyMethod},
 	{family: Ready, literal: "ready", exact: true, methods: anyMethod},
 	{family: Metrics, literal: "metrics", methods: get},
+	{family: Home, literal: "", exact: true, methods: get},
 }
 
 // byFamily finds a family's pattern.
@@ -104,6 +107,9 @@ func (f Family) Methods() []string { return byFamily[f].methods }
 
 // Internal says that only internal callers are answered.
 func (f Family) Internal() bool { return byFamily[f].internal }
+
+// Keyed says that callers who are not internal need a key, where the edge has keys.
+func (f Family) Keyed() bool { return byFamily[f].keyed }
 
 // OfFunction says that Name is a function to call, so its path rules decide who may.
 func (f Family) OfFunction() bool { return byFamily[f].function }

@@ -37,8 +37,12 @@ func TestTargets(t *testing.T) {
 		{"/functions/fib", route.Unknown, "", "", ""},
 		{"/%66unction/fib", route.Unknown, "", "", ""},
 		{"http://u:p@other:80/function/fib/x?q=1", route.Function, "fib", "/x", "q=1"},
-		{"http://other", route.Unknown, "", "", ""},
-		{"http://other?x", route.Unknown, "", "", "x"},
+		{"http://other", route.Home, "", "", ""},
+		{"/", route.Home, "", "", ""},
+		{"/?a", route.Home, "", "", "a"},
+		{"//", route.Unknown, "", "", ""},
+		{"/index.html", route.Unknown, "", "", ""},
+		{"http://other?x", route.Home, "", "", "x"},
 		{"*", route.Unknown, "", "", ""},
 		{"", route.Unknown, "", "", ""},
 		{"host:443", route.Unknown, "", "", ""},
@@ -69,7 +73,6 @@ func TestTargets(t *testing.T) {
 		{"/health/", route.Unknown, "", "", ""},
 		{"/READY?x", route.Ready, "", "", "x"},
 		{"/metrics", route.Metrics, "", "", ""},
-		{"/", route.Unknown, "", "", ""},
 	} {
 		got := route.Parse(c.target)
 		if got.Family != c.family {

@@ -23,6 +23,7 @@ type lot struct {
 	running bool
 	until   time.Time // a wake without a request is wanted until then
 	touched time.Time // last publication for a function that was awake already
+	starts  starts
 
 	// Of the serving goroutine only.
 	woken, addressed time.Time // when the table first showed wanted ≥ 1, a replica its address; zero before
@@ -49,6 +50,9 @@ func (l *lot) push() *waiter {
 	if len(l.waiting) >= l.w.MaxPerFunction {
 		l.mu.Unlock()
 		return nil
+	}
+	if len(l.waiting) == 0 && !slices.ContainsFunc(l.f.Replicas(), (*replica.Replica).Usable) {
+		l.starts.begin(x.since)
 	}
 	l.waiting = append(l.waiting, x)
 	l.mu.Unlock()
@@ -138,6 +142,9 @@ func (l *lot) release() {
 			if lease, ok = l.f.Choose(load.Sync, nil); !ok {
 				break
 			}
+		}
+		if lease != nil {
+			l.starts.end(time.Now())
 		}
 		x.lease <- leased{lease, l.timing(x)} // never blocks: a waiter is given one lease
 		given++

@@ -37,6 +37,8 @@ type Options struct {
 	Publish func(*wire.Wake) error
 	// Epoch is the table's current epoch.
 	Epoch func() uint64
+	// Waited is told of every request that got its replica after a wait. Nil: nobody is.
+	Waited func(replica.Waited)
 	// MaxPerFunction and MaxTotal bound the parked requests.
 	MaxPerFunction, MaxTotal int
 }
@@ -146,7 +148,7 @@ func (w *Waker) wait(ctx context.Context, l *lot, patience time.Duration) (*repl
 	var err error
 	select {
 	case got := <-x.lease:
-		return got.unpack()
+		return w.unpack(got)
 	case <-timer.C:
 		err = replica.ErrNotInTime
 	case <-ctx.Done():
@@ -162,14 +164,31 @@ func (w *Waker) wait(ctx context.Context, l *lot, patience time.Duration) (*repl
 		l.look()
 		return nil, replica.Waited{}, err
 	}
-	return got.unpack()
+	return w.unpack(got)
 }
 
-func (g leased) unpack() (*replica.Lease, replica.Waited, error) {
+func (w *Waker) unpack(g leased) (*replica.Lease, replica.Waited, error) {
 	if g.lease == nil {
 		return nil, replica.Waited{}, replica.ErrGone
 	}
+	if w.Waited != nil {
+		w.Waited(g.waited)
+	}
 	return g.lease, g.waited, nil
+}
+
+// Estimate is how long the start of a replica that is under way will take yet, by what earlier ones of the function took. False:
+// none was seen on this edge.
+func (w *Waker) Estimate(f *replica.Function) (left time.Duration, known bool) {
+	w.mu.Lock()
+	l := w.lots[f]
+	w.mu.Unlock()
+	if l == nil {
+		return 0, false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.starts.left(time.Now())
 }
 
 // Wake asks for the function without calling it, and returns at once: repeated until the table shows it wanted, at most 30 s;
