@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -117,7 +118,11 @@ func TestTrustedProxySpeaksForItsCallers(t *testing.T) {
 		t.Skip("this machine has no address but loopback: nobody can be outside")
 	}
 	rec := newRecords(t)
-	c := cluster.Start(t, cluster.Options{Queues: 1, Functions: rec.yaml(accessFunctions...), Env: []string{"EDGE_TRUSTED_PROXIES=" + outside + "/32,127.0.0.1/32"}})
+	c := cluster.Start(t, cluster.Options{
+		Queues: 1, Functions: rec.yaml(slices.Concat(accessFunctions, doorFunctions)...),
+		Env: []string{"EDGE_TRUSTED_PROXIES=" + outside + "/32,127.0.0.1/32", "EDGE_API_KEYS_FILE=" + keysFile(t)},
+	})
+	t.Run("keys are asked for at the door", func(t *testing.T) { keysAreAskedForAtTheDoor(t, c.With(t), rec, outside) })
 	readyReplicas(c, "closed", 1)
 	port := c.Ports()["edge-0"]["public"]
 	proxy := fmt.Sprintf("%s:%d", outside, port)

@@ -47,7 +47,7 @@ var homes = map[string][]string{
 	"github.com/nats-io/nats.go":          {"shared/nc", "queue/internal/bus", "integration/bench/peer"},
 	"github.com/caarlos0/env":             {"shared/settings"},
 	"connectrpc.com/connect":              {"shared/wire/wireconnect", "shared/queueclient", "queue/internal/api", "queue/internal/operate", "scaler/internal/api"},
-	"net/http/httputil":                   {"edge/internal/forward"},
+	"net/http/httputil":                   {"edge/internal/forward", "integration/bench/proxy"},
 	"go.yaml.in/yaml":                     {"deploy/local/internal/manifest"},
 	"k8s.io/client-go":                    {"scaler/internal/orchestrator/kube"},
 	"github.com/anishathalye/porcupine":   {"integration/history"},

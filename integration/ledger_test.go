@@ -102,8 +102,8 @@ func TestAcceptedCallsSurviveKillsOfEverything(t *testing.T) {
 					}
 					pace(100 * time.Millisecond) // the client's own pace, not a wait for the system
 				}
-				// Paced so that the kills fall into the load: 5,000 calls over about 20 s.
-				if ahead := time.Duration(n)*4*time.Millisecond - time.Since(began); ahead > 0 {
+				// Paced so that the kills fall into the load: 5,000 calls over about 14 s.
+				if ahead := time.Duration(n)*2800*time.Microsecond - time.Since(began); ahead > 0 {
 					pace(ahead)
 				}
 			}

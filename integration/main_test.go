@@ -67,6 +67,7 @@ type fn struct {
 	name        string
 	annotations map[string]string // without the SlimFaas/ prefix; Function is set
 	env         map[string]string
+	debugURL    string // of a function the test itself serves; empty: the recorder is started
 }
 
 // scenario is a part of a test with functions of its own, which harms nothing but them.
@@ -109,7 +110,11 @@ func (r records) path(function string) string { return filepath.Join(r.dir, func
 func (r records) yaml(functions ...fn) string {
 	var b strings.Builder
 	for _, f := range functions {
-		fmt.Fprintf(&b, "  %s:\n    command: [%q]\n    annotations:\n      SlimFaas/Function: \"true\"\n", f.name, recorderPath)
+		runs := fmt.Sprintf("command: [%q]", recorderPath)
+		if f.debugURL != "" {
+			runs = "debugUrl: " + f.debugURL
+		}
+		fmt.Fprintf(&b, "  %s:\n    %s\n    annotations:\n      SlimFaas/Function: \"true\"\n", f.name, runs)
 		keys := make([]string, 0, len(f.annotations))
 		for k := range f.annotations {
 			keys = append(keys, k)

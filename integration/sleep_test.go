@@ -54,8 +54,9 @@ func TestInPeace(t *testing.T) {
 		"scaling up and down under load loses nothing":            scalingUpAndDownLosesNothing(),
 		"the caller chooses how to wait":                          callerChoosesHowToWait(),
 		"a function has a host name of its own":                   functionUnderAHostNameOfItsOwn(),
+		"go-httpbin answers as it does directly":                  goHTTPBinAnswersAsItDoesDirectly(t),
 		"a killed replica is replaced and the other answers":      killedReplicaIsReplacedAndOthersAnswer(),
-	}, "EDGE_MAX_ASYNC_BODY=1048576")
+	}, "EDGE_MAX_ASYNC_BODY=1048576", "EDGE_ACCESS_LOG=true")
 }
 
 func sleepsAfterItsTimeoutAndNotDuringWork() scenario {
@@ -198,6 +199,14 @@ func setScale(t *testing.T, c *cluster.Cluster, function string, n int) {
 
 // steady sends requests to a function at a rate until stop is closed, and counts those that failed.
 func steady(ctx context.Context, c *cluster.Cluster, function string, perSecond int, stop <-chan struct{}) (sent, failed int, first error) {
+	return steadily(ctx, perSecond, stop, func() error {
+		status, body, err := c.Get(0, "/function/"+function+"/?ms=5")
+		return wantStatus(status, 200, body, err)
+	})
+}
+
+// steadily calls so many times a second, whether or not earlier calls have ended, until stop.
+func steadily(ctx context.Context, perSecond int, stop <-chan struct{}, call func() error) (sent, failed int, first error) {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	tick := time.NewTicker(time.Second / time.Duration(perSecond))
@@ -214,8 +223,7 @@ func steady(ctx context.Context, c *cluster.Cluster, function string, perSecond 
 		}
 		sent++
 		wg.Go(func() {
-			status, body, err := c.Get(0, "/function/"+function+"/?ms=5")
-			if err := wantStatus(status, 200, body, err); err != nil {
+			if err := call(); err != nil {
 				mu.Lock()
 				defer mu.Unlock()
 				failed++

@@ -119,13 +119,20 @@ func (c *wire1) close() {
 }
 
 // post sends a body and wants 202.
-func (c *wire1) post(path string, body []byte) error {
+func (c *wire1) post(path string, body []byte) error { return c.exchange("POST", path, body, 202) }
+
+// exchange sends a request and wants the status.
+func (c *wire1) exchange(method, path string, body []byte, want int) error {
 	if c.conn == nil {
 		return fmt.Errorf("not connected to %s", c.where)
 	}
-	c.out = append(c.out[:0], "POST "+path+" HTTP/1.1\r\nHost: "+c.where+"\r\nContent-Type: application/octet-stream\r\nContent-Length: "...)
-	c.out = strconv.AppendInt(c.out, int64(len(body)), 10)
-	c.out = append(c.out, "\r\n\r\n"...)
+	c.out = append(c.out[:0], method+" "+path+" HTTP/1.1\r\nHost: "+c.where+"\r\n"...)
+	if body != nil {
+		c.out = append(c.out, "Content-Type: application/octet-stream\r\nContent-Length: "...)
+		c.out = strconv.AppendInt(c.out, int64(len(body)), 10)
+		c.out = append(c.out, "\r\n"...)
+	}
+	c.out = append(c.out, "\r\n"...)
 	c.out = append(c.out, body...)
 	if _, err := c.conn.Write(c.out); err != nil {
 		return err
@@ -159,7 +166,7 @@ func (c *wire1) post(path string, body []byte) error {
 	if _, err := c.in.Discard(length); err != nil {
 		return err
 	}
-	if status != 202 {
+	if status != want {
 		return fmt.Errorf("answered %d", status)
 	}
 	return nil

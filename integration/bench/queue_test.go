@@ -15,12 +15,13 @@ var (
 	rounds   = flag.Int("rounds", 5, "alternating rounds")
 	profiles = flag.String("profiles", "", "absolute `directory` for profiles of the queue nodes in each measured interval")
 	only     = flag.String("only", "", "measure one `contender` only, for work on it")
+	many     = flag.Int("functions", 10000, "in the table of the edge that has many")
 	length   = flag.Duration("length", 3*time.Second, "of one measured interval")
 )
 
 const warmUp = 500 * time.Millisecond
 
-// programs is the directory of the built peer and reader.
+// programs is the directory of the built peers, reader and backend.
 var programs string
 
 func TestMain(m *testing.M) {
@@ -31,11 +32,11 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	programs = dir
-	build := exec.Command("go", "build", "-o", dir+"/", "./peer", "./reader")
+	build := exec.Command("go", "build", "-o", dir+"/", "./peer", "./reader", "./backend", "./proxy")
 	build.Stderr = os.Stderr
 	code := 1
 	if err := build.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "building peer and reader:", err)
+		fmt.Fprintln(os.Stderr, "building peers, reader and backend:", err)
 	} else {
 		code = m.Run()
 	}

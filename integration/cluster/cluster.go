@@ -31,6 +31,7 @@ type Options struct {
 	Queues    int // 0: 3
 	Edges     int // 0: 1
 	Scalers   int // 0: 1
+	Ports     int // for replicas of functions; 0: 200
 	NoRestart bool
 	Env       []string // for bin/local; EDGE_*, QUEUE_*, SCALER_* reach the programs
 	State     string   // "": a directory of the test, removed with it
@@ -113,8 +114,11 @@ func New(t testing.TB, opts Options) *Cluster {
 		c.State = dir
 		t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	}
-	c.port = freeRange(t, opts.Edges)
-	from := freeRange(t, 200)
+	if opts.Ports == 0 {
+		opts.Ports = 200
+	}
+	from := freeRange(t, opts.Ports)
+	c.port = freeRange(t, opts.Edges) // behind them: a large range begins anew at the lowest port
 	c.manifest = filepath.Join(c.State, "manifest.yaml")
 	text := fmt.Sprintf(`schemaVersion: 1
 name: integration
@@ -128,7 +132,7 @@ processPorts:
   to: %d
 functions:
 %s
-%s`, opts.Queues, opts.Edges, opts.Scalers, c.port, from, from+199, opts.Functions, opts.Extra)
+%s`, opts.Queues, opts.Edges, opts.Scalers, c.port, from, from+opts.Ports-1, opts.Functions, opts.Extra)
 	if err := os.WriteFile(c.manifest, []byte(text), 0o600); err != nil {
 		t.Fatalf("writing the manifest: %v", err)
 	}
