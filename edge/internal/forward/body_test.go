@@ -52,7 +52,7 @@ func TestASlowBodyThatMovesIsForwarded(t *testing.T) {
 		n, err := io.Copy(io.Discard, r.Body)
 		fmt.Fprint(w, n, err)
 	}))
-	b.forward.BodyIdle = 400 * time.Millisecond
+	b.noteDeadlines()
 	c, err := net.Dial("tcp", b.addr)
 	if err != nil {
 		t.Fatal(err)
@@ -63,7 +63,6 @@ func TestASlowBodyThatMovesIsForwarded(t *testing.T) {
 		fmt.Fprint(c, "POST /function/fib HTTP/1.1\r\nHost: e\r\nContent-Length: 10000\r\n\r\n")
 		for range 10 {
 			fmt.Fprint(c, strings.Repeat("x", 1000))
-			time.Sleep(60 * time.Millisecond) // 600 ms in all: more than the idle time
 		}
 		resp, err := http.ReadResponse(in, nil)
 		if err != nil {
@@ -72,7 +71,9 @@ func TestASlowBodyThatMovesIsForwarded(t *testing.T) {
 		if body, _ := io.ReadAll(resp.Body); string(body) != "10000 <nil>" {
 			t.Errorf("%s %s", resp.Status, body)
 		}
-		time.Sleep(500 * time.Millisecond) // an idle connection is not a slow body
+		if !b.paced(t) {
+			t.Error("a body that has come leaves a deadline behind: an idle connection is not a slow body")
+		}
 	}
 }
 
@@ -85,7 +86,7 @@ func TestATalkInBothDirectionsMayBeSilent(t *testing.T) {
 		w.(http.Flusher).Flush()
 		_, _ = io.Copy(w, r.Body)
 	}))
-	b.forward.BodyIdle = 100 * time.Millisecond
+	b.noteDeadlines()
 	from, to := io.Pipe()
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, b.url+"/function/fib", from)
 	if err != nil {
@@ -96,7 +97,9 @@ func TestATalkInBothDirectionsMayBeSilent(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	time.Sleep(400 * time.Millisecond) // longer than a body may be silent before the answer
+	if !b.paced(t) {
+		t.Error("an answer that has begun leaves the deadline of the body in force")
+	}
 	if _, err := to.Write([]byte("late")); err != nil {
 		t.Fatal(err)
 	}
@@ -222,4 +225,34 @@ func TestAnEarlyAnswerEndsTheCallThoughTheBodyIsNotSent(t *testing.T) {
 		t.Fatalf("%d %q %v", resp.StatusCode, body, err)
 	}
 	b.idle(t)
+}
+
+// deadlines notes how long a caller's body may be silent: when and how often that is set, pace_test.go says.
+type deadlines struct {
+	http.ResponseWriter
+	b *bundle
+}
+
+func (d deadlines) SetReadDeadline(t time.Time) error {
+	d.b.mu.Lock()
+	d.b.deadlines = append(d.b.deadlines, t)
+	d.b.mu.Unlock()
+	return http.NewResponseController(d.ResponseWriter).SetReadDeadline(t)
+}
+
+func (d deadlines) Unwrap() http.ResponseWriter { return d.ResponseWriter }
+
+func (b *bundle) noteDeadlines() {
+	inner := b.handler
+	b.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { inner.ServeHTTP(deadlines{w, b}, r) })
+}
+
+// paced says whether the body of the last request had a deadline, and has none any more. It forgets them.
+func (b *bundle) paced(t *testing.T) bool {
+	t.Helper()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	all := b.deadlines
+	b.deadlines = nil
+	return len(all) > 1 && !all[0].IsZero() && all[len(all)-1].IsZero()
 }

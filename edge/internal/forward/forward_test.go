@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -34,6 +35,9 @@ type bundle struct {
 	keep    bool
 	forward *forward.Forwarder
 	handler http.Handler // what the edge serves: replaceable before the first request
+
+	mu        sync.Mutex
+	deadlines []time.Time // guarded by mu; see noteDeadlines
 }
 
 // setup puts the forwarder in front of replicas at the addresses.
