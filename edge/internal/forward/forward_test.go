@@ -162,12 +162,7 @@ func (b *bundle) send(t *testing.T, method, request string) (*http.Response, str
 // idle waits until nothing is open.
 func (b *bundle) idle(t *testing.T) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); b.tracker.Open() != 0; {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d calls are still counted", b.tracker.Open())
-		}
-		time.Sleep(time.Millisecond) // polling a black box with a deadline
-	}
+	testkit.Eventually(t, 5*time.Second, "no call is counted any more", func() bool { return b.tracker.Open() == 0 })
 }
 
 func TestTheFunctionSeesWhatTheCallerSent(t *testing.T) {
