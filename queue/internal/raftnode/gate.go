@@ -62,6 +62,7 @@ var (
 type gate struct {
 	*raft.NetworkTransport
 	node *Node
+	log  raft.LogStore // what fill reads
 	in   chan raft.RPC
 
 	standing atomic.Int32
@@ -230,6 +231,7 @@ func (g *gate) maySend(to raft.ServerID) error {
 // too, but after pauses that double up to 10 s: a node that was down for some seconds would answer heartbeats at once and get
 // entries only so much later, when the next node may be down already.
 func (g *gate) AppendEntries(id raft.ServerID, at raft.ServerAddress, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
+	g.fill(q)
 	for {
 		if err := g.maySend(id); err != nil {
 			return err

@@ -29,7 +29,8 @@ const (
 	raftTimeout = 500 * time.Millisecond
 	// ioTimeout of one RPC between nodes.
 	ioTimeout = 5 * time.Second
-	// maxAppendEntries bounds one append message to 16 entries of 512 KiB; the library has no limit in bytes.
+	// maxAppendEntries is what the library puts into one append message, for it has no limit in bytes: 16 of command.MaxEntry are
+	// 18 MiB. The gate adds more as long as they are small.
 	maxAppendEntries = 16
 	// logCacheEntries in memory, of at most 512 KiB each (rarely more).
 	logCacheEntries = 32
@@ -192,6 +193,7 @@ func Open(config Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the log cache: %w", err)
 	}
+	n.gate.log = cache
 	if n.raft, err = startRaft(rc, n.applier, cache, n.guarded, n.snapshots, n.gate); err != nil {
 		return nil, err
 	}

@@ -43,6 +43,7 @@ func (p *gatedPipeline) AppendEntries(q *raft.AppendEntriesRequest, a *raft.Appe
 	if err := p.gate.maySend(p.to); err != nil {
 		return nil, err
 	}
+	p.gate.fill(q)
 	return p.AppendPipeline.AppendEntries(q, a)
 }
 
