@@ -55,7 +55,7 @@ var homes = map[string][]string{
 }
 
 // pure packages take values and return values: no I/O, no clock of their own, no third-party code.
-var pure = []string{"queue/internal/fsm", "queue/internal/command", "queue/internal/priority", "scaler/internal/decide", "edge/internal/access", "edge/internal/route", "edge/internal/gate", "shared/function"}
+var pure = []string{"queue/internal/fsm", "queue/internal/command", "queue/internal/priority", "queue/internal/slots", "scaler/internal/decide", "edge/internal/access", "edge/internal/route", "edge/internal/gate", "shared/function"}
 
 // impure are standard packages that a pure one must not import.
 var impure = []string{"log/slog", "log", "net", "net/http", "os", "os/exec", "syscall"}

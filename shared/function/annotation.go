@@ -34,6 +34,9 @@ const (
 	AnnotationRequireKey       = "SlimFaas/RequireKey"
 	AnnotationEventsWake       = "SlimFaas/EventsWake"
 
+	AnnotationNumberParallelRequestSync       = "SlimFaas/NumberParallelRequestSync"
+	AnnotationNumberParallelRequestPerPodSync = "SlimFaas/NumberParallelRequestPerPodSync"
+
 	annotationPrefix = "SlimFaas/"
 )
 
@@ -45,6 +48,7 @@ var (
 		AnnotationDependsOn, AnnotationSubscribeEvents, AnnotationDefaultVisibility, AnnotationPathsStartWithVisibility,
 		AnnotationDefaultTrust, AnnotationConfiguration, AnnotationSchedule, AnnotationScale, AnnotationProbeEarly, AnnotationPort,
 		AnnotationWaitingPage, AnnotationNoWakePaths, AnnotationNoWakeUserAgents, AnnotationHost, AnnotationRequireKey, AnnotationEventsWake,
+		AnnotationNumberParallelRequestSync, AnnotationNumberParallelRequestPerPodSync,
 	}
 	otherKeys = []string{
 		"SlimFaas/Job", "SlimFaas/JobImagesWhitelist", "SlimFaas/NumberParallelJob", "SlimFaas/Schedules",
@@ -99,6 +103,8 @@ func read(name string, annotations map[string]string, r *report) Specification {
 	spec.TimeoutSecondBeforeSetReplicasMin = a.whole(AnnotationTimeoutSecondBeforeSetReplicasMin, spec.TimeoutSecondBeforeSetReplicasMin, atLeast(0, "seconds"))
 	spec.NumberParallelRequest = a.whole(AnnotationNumberParallelRequest, spec.NumberParallelRequest, atLeast(1, ""))
 	spec.NumberParallelRequestPerPod = a.whole(AnnotationNumberParallelRequestPerPod, spec.NumberParallelRequestPerPod, atLeast(1, ""))
+	spec.NumberParallelRequestSync = a.whole(AnnotationNumberParallelRequestSync, 0, atLeast(0, ""))
+	spec.NumberParallelRequestPerPodSync = a.whole(AnnotationNumberParallelRequestPerPodSync, 0, atLeast(0, ""))
 	spec.ReplicasStartAsSoonAsOneFunctionRetrieveARequest = a.boolean(AnnotationReplicasStartAsSoonAsOne, false)
 	spec.DependsOn = a.names(AnnotationDependsOn)
 	spec.DefaultVisibility = Visibility(a.word(AnnotationDefaultVisibility, int(Public), int(Private), "Public", "Private"))

@@ -14,6 +14,9 @@ type Specification struct {
 	// NumberParallelRequest and NumberParallelRequestPerPod cap async tries at one time, over the function and per replica.
 	NumberParallelRequest       int
 	NumberParallelRequestPerPod int
+	// NumberParallelRequestSync and NumberParallelRequestPerPodSync (ours) cap sync calls at one time, over all edges. 0: no cap.
+	NumberParallelRequestSync       int `json:",omitempty"`
+	NumberParallelRequestPerPodSync int `json:",omitempty"`
 	// ReplicasStartAsSoonAsOneFunctionRetrieveARequest: any function's activity is this one's too.
 	ReplicasStartAsSoonAsOneFunctionRetrieveARequest bool
 	DependsOn                                        []string       `json:",omitempty"`

@@ -1814,6 +1814,7 @@ type DeliverUp struct {
 	//	*DeliverUp_Capacity
 	//	*DeliverUp_Result
 	//	*DeliverUp_Heartbeat
+	//	*DeliverUp_Slots
 	Up            isDeliverUp_Up `protobuf_oneof:"up"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1892,6 +1893,15 @@ func (x *DeliverUp) GetHeartbeat() *HeldHeartbeat {
 	return nil
 }
 
+func (x *DeliverUp) GetSlots() *SlotReport {
+	if x != nil {
+		if x, ok := x.Up.(*DeliverUp_Slots); ok {
+			return x.Slots
+		}
+	}
+	return nil
+}
+
 type isDeliverUp_Up interface {
 	isDeliverUp_Up()
 }
@@ -1912,6 +1922,10 @@ type DeliverUp_Heartbeat struct {
 	Heartbeat *HeldHeartbeat `protobuf:"bytes,4,opt,name=heartbeat,proto3,oneof"`
 }
 
+type DeliverUp_Slots struct {
+	Slots *SlotReport `protobuf:"bytes,5,opt,name=slots,proto3,oneof"`
+}
+
 func (*DeliverUp_Hello) isDeliverUp_Up() {}
 
 func (*DeliverUp_Capacity) isDeliverUp_Up() {}
@@ -1919,6 +1933,8 @@ func (*DeliverUp_Capacity) isDeliverUp_Up() {}
 func (*DeliverUp_Result) isDeliverUp_Up() {}
 
 func (*DeliverUp_Heartbeat) isDeliverUp_Up() {}
+
+func (*DeliverUp_Slots) isDeliverUp_Up() {}
 
 type DeliverDown struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1931,6 +1947,7 @@ type DeliverDown struct {
 	//	*DeliverDown_ResultAck
 	//	*DeliverDown_ListHeld
 	//	*DeliverDown_NotLeader
+	//	*DeliverDown_Slots
 	Down          isDeliverDown_Down `protobuf_oneof:"down"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2036,6 +2053,15 @@ func (x *DeliverDown) GetNotLeader() *NotLeader {
 	return nil
 }
 
+func (x *DeliverDown) GetSlots() *SlotOrder {
+	if x != nil {
+		if x, ok := x.Down.(*DeliverDown_Slots); ok {
+			return x.Slots
+		}
+	}
+	return nil
+}
+
 type isDeliverDown_Down interface {
 	isDeliverDown_Down()
 }
@@ -2068,6 +2094,10 @@ type DeliverDown_NotLeader struct {
 	NotLeader *NotLeader `protobuf:"bytes,7,opt,name=not_leader,json=notLeader,proto3,oneof"` // last: connect to that one
 }
 
+type DeliverDown_Slots struct {
+	Slots *SlotOrder `protobuf:"bytes,8,opt,name=slots,proto3,oneof"`
+}
+
 func (*DeliverDown_Welcome) isDeliverDown_Down() {}
 
 func (*DeliverDown_Grant) isDeliverDown_Down() {}
@@ -2082,6 +2112,8 @@ func (*DeliverDown_ListHeld) isDeliverDown_Down() {}
 
 func (*DeliverDown_NotLeader) isDeliverDown_Down() {}
 
+func (*DeliverDown_Slots) isDeliverDown_Down() {}
+
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2089,6 +2121,7 @@ type Hello struct {
 	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
 	Capacity      *Capacity              `protobuf:"bytes,4,opt,name=capacity,proto3" json:"capacity,omitempty"`
 	Held          []*Held                `protobuf:"bytes,5,rep,name=held,proto3" json:"held,omitempty"`
+	Slots         *SlotReport            `protobuf:"bytes,6,opt,name=slots,proto3" json:"slots,omitempty"` // of every function of which the edge has slots or wants some
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2154,6 +2187,13 @@ func (x *Hello) GetCapacity() *Capacity {
 func (x *Hello) GetHeld() []*Held {
 	if x != nil {
 		return x.Held
+	}
+	return nil
+}
+
+func (x *Hello) GetSlots() *SlotReport {
+	if x != nil {
+		return x.Slots
 	}
 	return nil
 }
@@ -2941,6 +2981,303 @@ func (*ListHeld) Descriptor() ([]byte, []int) {
 	return file_slimfaas_proto_rawDescGZIP(), []int{34}
 }
 
+// SlotReport says what an edge has and wants of the run slots of synchronous calls (docs/adr/0019-sync-run-slots.md): at once when
+// a call waits for one, or one that was asked back is free; and with every heartbeat while there are any.
+type SlotReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Applied       uint64                 `protobuf:"varint,1,opt,name=applied,proto3" json:"applied,omitempty"` // version of the last SlotOrder of this stream that was taken; 0: none
+	Functions     []*FunctionSlots       `protobuf:"bytes,2,rep,name=functions,proto3" json:"functions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SlotReport) Reset() {
+	*x = SlotReport{}
+	mi := &file_slimfaas_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SlotReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SlotReport) ProtoMessage() {}
+
+func (x *SlotReport) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SlotReport.ProtoReflect.Descriptor instead.
+func (*SlotReport) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *SlotReport) GetApplied() uint64 {
+	if x != nil {
+		return x.Applied
+	}
+	return 0
+}
+
+func (x *SlotReport) GetFunctions() []*FunctionSlots {
+	if x != nil {
+		return x.Functions
+	}
+	return nil
+}
+
+// FunctionSlots is all of one function; a pool that is not in it any more is given back.
+type FunctionSlots struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Function      string                 `protobuf:"bytes,1,opt,name=function,proto3" json:"function,omitempty"`
+	Pools         []*Slots               `protobuf:"bytes,2,rep,name=pools,proto3" json:"pools,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FunctionSlots) Reset() {
+	*x = FunctionSlots{}
+	mi := &file_slimfaas_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FunctionSlots) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FunctionSlots) ProtoMessage() {}
+
+func (x *FunctionSlots) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FunctionSlots.ProtoReflect.Descriptor instead.
+func (*FunctionSlots) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *FunctionSlots) GetFunction() string {
+	if x != nil {
+		return x.Function
+	}
+	return ""
+}
+
+func (x *FunctionSlots) GetPools() []*Slots {
+	if x != nil {
+		return x.Pools
+	}
+	return nil
+}
+
+// Slots of one pool: those of one replica in one life, or, without a name, those of the function.
+type Slots struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Replica       string                 `protobuf:"bytes,1,opt,name=replica,proto3" json:"replica,omitempty"`
+	Instance      string                 `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
+	Held          uint32                 `protobuf:"varint,3,opt,name=held,proto3" json:"held,omitempty"`     // calls under way and slots that may be used without asking
+	Wanted        uint32                 `protobuf:"varint,4,opt,name=wanted,proto3" json:"wanted,omitempty"` // calls under way and calls that wait
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Slots) Reset() {
+	*x = Slots{}
+	mi := &file_slimfaas_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Slots) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Slots) ProtoMessage() {}
+
+func (x *Slots) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Slots.ProtoReflect.Descriptor instead.
+func (*Slots) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *Slots) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *Slots) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *Slots) GetHeld() uint32 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
+}
+
+func (x *Slots) GetWanted() uint32 {
+	if x != nil {
+		return x.Wanted
+	}
+	return 0
+}
+
+// SlotOrder says what the edge may use from now on. What it uses beyond that it gives back, call by call, and says so.
+type SlotOrder struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       uint64                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	Shares        []*SlotShare           `protobuf:"bytes,2,rep,name=shares,proto3" json:"shares,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SlotOrder) Reset() {
+	*x = SlotOrder{}
+	mi := &file_slimfaas_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SlotOrder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SlotOrder) ProtoMessage() {}
+
+func (x *SlotOrder) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SlotOrder.ProtoReflect.Descriptor instead.
+func (*SlotOrder) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *SlotOrder) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *SlotOrder) GetShares() []*SlotShare {
+	if x != nil {
+		return x.Shares
+	}
+	return nil
+}
+
+type SlotShare struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Function      string                 `protobuf:"bytes,1,opt,name=function,proto3" json:"function,omitempty"`
+	Replica       string                 `protobuf:"bytes,2,opt,name=replica,proto3" json:"replica,omitempty"`
+	Instance      string                 `protobuf:"bytes,3,opt,name=instance,proto3" json:"instance,omitempty"`
+	Given         uint32                 `protobuf:"varint,4,opt,name=given,proto3" json:"given,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SlotShare) Reset() {
+	*x = SlotShare{}
+	mi := &file_slimfaas_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SlotShare) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SlotShare) ProtoMessage() {}
+
+func (x *SlotShare) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SlotShare.ProtoReflect.Descriptor instead.
+func (*SlotShare) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *SlotShare) GetFunction() string {
+	if x != nil {
+		return x.Function
+	}
+	return ""
+}
+
+func (x *SlotShare) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *SlotShare) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *SlotShare) GetGiven() uint32 {
+	if x != nil {
+		return x.Given
+	}
+	return 0
+}
+
 // StoredRequest is the payload of an async call: what the function must receive. Only edges read it.
 type StoredRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2955,7 +3292,7 @@ type StoredRequest struct {
 
 func (x *StoredRequest) Reset() {
 	*x = StoredRequest{}
-	mi := &file_slimfaas_proto_msgTypes[35]
+	mi := &file_slimfaas_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2967,7 +3304,7 @@ func (x *StoredRequest) String() string {
 func (*StoredRequest) ProtoMessage() {}
 
 func (x *StoredRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[35]
+	mi := &file_slimfaas_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2980,7 +3317,7 @@ func (x *StoredRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredRequest.ProtoReflect.Descriptor instead.
 func (*StoredRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{35}
+	return file_slimfaas_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StoredRequest) GetMethod() string {
@@ -3031,7 +3368,7 @@ type StoredAnswer struct {
 
 func (x *StoredAnswer) Reset() {
 	*x = StoredAnswer{}
-	mi := &file_slimfaas_proto_msgTypes[36]
+	mi := &file_slimfaas_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3043,7 +3380,7 @@ func (x *StoredAnswer) String() string {
 func (*StoredAnswer) ProtoMessage() {}
 
 func (x *StoredAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[36]
+	mi := &file_slimfaas_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3056,7 +3393,7 @@ func (x *StoredAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredAnswer.ProtoReflect.Descriptor instead.
 func (*StoredAnswer) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{36}
+	return file_slimfaas_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StoredAnswer) GetStatus() uint32 {
@@ -3097,7 +3434,7 @@ type Header struct {
 
 func (x *Header) Reset() {
 	*x = Header{}
-	mi := &file_slimfaas_proto_msgTypes[37]
+	mi := &file_slimfaas_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3109,7 +3446,7 @@ func (x *Header) String() string {
 func (*Header) ProtoMessage() {}
 
 func (x *Header) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[37]
+	mi := &file_slimfaas_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3122,7 +3459,7 @@ func (x *Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Header.ProtoReflect.Descriptor instead.
 func (*Header) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{37}
+	return file_slimfaas_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Header) GetName() string {
@@ -3149,7 +3486,7 @@ type GetCallRequest struct {
 
 func (x *GetCallRequest) Reset() {
 	*x = GetCallRequest{}
-	mi := &file_slimfaas_proto_msgTypes[38]
+	mi := &file_slimfaas_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3161,7 +3498,7 @@ func (x *GetCallRequest) String() string {
 func (*GetCallRequest) ProtoMessage() {}
 
 func (x *GetCallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[38]
+	mi := &file_slimfaas_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3174,7 +3511,7 @@ func (x *GetCallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCallRequest.ProtoReflect.Descriptor instead.
 func (*GetCallRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{38}
+	return file_slimfaas_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetCallRequest) GetId() []byte {
@@ -3200,7 +3537,7 @@ type GetCallResponse struct {
 
 func (x *GetCallResponse) Reset() {
 	*x = GetCallResponse{}
-	mi := &file_slimfaas_proto_msgTypes[39]
+	mi := &file_slimfaas_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3212,7 +3549,7 @@ func (x *GetCallResponse) String() string {
 func (*GetCallResponse) ProtoMessage() {}
 
 func (x *GetCallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[39]
+	mi := &file_slimfaas_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3225,7 +3562,7 @@ func (x *GetCallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCallResponse.ProtoReflect.Descriptor instead.
 func (*GetCallResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{39}
+	return file_slimfaas_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *GetCallResponse) GetCall() *Call {
@@ -3244,7 +3581,7 @@ type GetResultRequest struct {
 
 func (x *GetResultRequest) Reset() {
 	*x = GetResultRequest{}
-	mi := &file_slimfaas_proto_msgTypes[40]
+	mi := &file_slimfaas_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3256,7 +3593,7 @@ func (x *GetResultRequest) String() string {
 func (*GetResultRequest) ProtoMessage() {}
 
 func (x *GetResultRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[40]
+	mi := &file_slimfaas_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3269,7 +3606,7 @@ func (x *GetResultRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResultRequest.ProtoReflect.Descriptor instead.
 func (*GetResultRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{40}
+	return file_slimfaas_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GetResultRequest) GetId() []byte {
@@ -3289,7 +3626,7 @@ type GetResultResponse struct {
 
 func (x *GetResultResponse) Reset() {
 	*x = GetResultResponse{}
-	mi := &file_slimfaas_proto_msgTypes[41]
+	mi := &file_slimfaas_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3301,7 +3638,7 @@ func (x *GetResultResponse) String() string {
 func (*GetResultResponse) ProtoMessage() {}
 
 func (x *GetResultResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[41]
+	mi := &file_slimfaas_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3314,7 +3651,7 @@ func (x *GetResultResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResultResponse.ProtoReflect.Descriptor instead.
 func (*GetResultResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{41}
+	return file_slimfaas_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GetResultResponse) GetCall() *Call {
@@ -3342,7 +3679,7 @@ type ListDeadRequest struct {
 
 func (x *ListDeadRequest) Reset() {
 	*x = ListDeadRequest{}
-	mi := &file_slimfaas_proto_msgTypes[42]
+	mi := &file_slimfaas_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3354,7 +3691,7 @@ func (x *ListDeadRequest) String() string {
 func (*ListDeadRequest) ProtoMessage() {}
 
 func (x *ListDeadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[42]
+	mi := &file_slimfaas_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3367,7 +3704,7 @@ func (x *ListDeadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadRequest.ProtoReflect.Descriptor instead.
 func (*ListDeadRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{42}
+	return file_slimfaas_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListDeadRequest) GetFunction() string {
@@ -3402,7 +3739,7 @@ type ListDeadResponse struct {
 
 func (x *ListDeadResponse) Reset() {
 	*x = ListDeadResponse{}
-	mi := &file_slimfaas_proto_msgTypes[43]
+	mi := &file_slimfaas_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3414,7 +3751,7 @@ func (x *ListDeadResponse) String() string {
 func (*ListDeadResponse) ProtoMessage() {}
 
 func (x *ListDeadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[43]
+	mi := &file_slimfaas_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3427,7 +3764,7 @@ func (x *ListDeadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadResponse.ProtoReflect.Descriptor instead.
 func (*ListDeadResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{43}
+	return file_slimfaas_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListDeadResponse) GetCode() Code {
@@ -3455,7 +3792,7 @@ type RedriveRequest struct {
 
 func (x *RedriveRequest) Reset() {
 	*x = RedriveRequest{}
-	mi := &file_slimfaas_proto_msgTypes[44]
+	mi := &file_slimfaas_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3467,7 +3804,7 @@ func (x *RedriveRequest) String() string {
 func (*RedriveRequest) ProtoMessage() {}
 
 func (x *RedriveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[44]
+	mi := &file_slimfaas_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3480,7 +3817,7 @@ func (x *RedriveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedriveRequest.ProtoReflect.Descriptor instead.
 func (*RedriveRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{44}
+	return file_slimfaas_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RedriveRequest) GetFunction() string {
@@ -3506,7 +3843,7 @@ type RedriveResponse struct {
 
 func (x *RedriveResponse) Reset() {
 	*x = RedriveResponse{}
-	mi := &file_slimfaas_proto_msgTypes[45]
+	mi := &file_slimfaas_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3518,7 +3855,7 @@ func (x *RedriveResponse) String() string {
 func (*RedriveResponse) ProtoMessage() {}
 
 func (x *RedriveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[45]
+	mi := &file_slimfaas_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3531,7 +3868,7 @@ func (x *RedriveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedriveResponse.ProtoReflect.Descriptor instead.
 func (*RedriveResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{45}
+	return file_slimfaas_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RedriveResponse) GetCount() uint64 {
@@ -3551,7 +3888,7 @@ type PurgeRequest struct {
 
 func (x *PurgeRequest) Reset() {
 	*x = PurgeRequest{}
-	mi := &file_slimfaas_proto_msgTypes[46]
+	mi := &file_slimfaas_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3563,7 +3900,7 @@ func (x *PurgeRequest) String() string {
 func (*PurgeRequest) ProtoMessage() {}
 
 func (x *PurgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[46]
+	mi := &file_slimfaas_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3576,7 +3913,7 @@ func (x *PurgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeRequest.ProtoReflect.Descriptor instead.
 func (*PurgeRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{46}
+	return file_slimfaas_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *PurgeRequest) GetFunction() string {
@@ -3602,7 +3939,7 @@ type PurgeResponse struct {
 
 func (x *PurgeResponse) Reset() {
 	*x = PurgeResponse{}
-	mi := &file_slimfaas_proto_msgTypes[47]
+	mi := &file_slimfaas_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3614,7 +3951,7 @@ func (x *PurgeResponse) String() string {
 func (*PurgeResponse) ProtoMessage() {}
 
 func (x *PurgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[47]
+	mi := &file_slimfaas_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3627,7 +3964,7 @@ func (x *PurgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeResponse.ProtoReflect.Descriptor instead.
 func (*PurgeResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{47}
+	return file_slimfaas_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *PurgeResponse) GetCount() uint64 {
@@ -3656,7 +3993,7 @@ type Call struct {
 
 func (x *Call) Reset() {
 	*x = Call{}
-	mi := &file_slimfaas_proto_msgTypes[48]
+	mi := &file_slimfaas_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3668,7 +4005,7 @@ func (x *Call) String() string {
 func (*Call) ProtoMessage() {}
 
 func (x *Call) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[48]
+	mi := &file_slimfaas_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3681,7 +4018,7 @@ func (x *Call) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Call.ProtoReflect.Descriptor instead.
 func (*Call) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{48}
+	return file_slimfaas_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Call) GetId() []byte {
@@ -3769,7 +4106,7 @@ type FactsRequest struct {
 
 func (x *FactsRequest) Reset() {
 	*x = FactsRequest{}
-	mi := &file_slimfaas_proto_msgTypes[49]
+	mi := &file_slimfaas_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3781,7 +4118,7 @@ func (x *FactsRequest) String() string {
 func (*FactsRequest) ProtoMessage() {}
 
 func (x *FactsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[49]
+	mi := &file_slimfaas_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3794,7 +4131,7 @@ func (x *FactsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FactsRequest.ProtoReflect.Descriptor instead.
 func (*FactsRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{49}
+	return file_slimfaas_proto_rawDescGZIP(), []int{54}
 }
 
 type FactsResponse struct {
@@ -3811,7 +4148,7 @@ type FactsResponse struct {
 
 func (x *FactsResponse) Reset() {
 	*x = FactsResponse{}
-	mi := &file_slimfaas_proto_msgTypes[50]
+	mi := &file_slimfaas_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3823,7 +4160,7 @@ func (x *FactsResponse) String() string {
 func (*FactsResponse) ProtoMessage() {}
 
 func (x *FactsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[50]
+	mi := &file_slimfaas_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3836,7 +4173,7 @@ func (x *FactsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FactsResponse.ProtoReflect.Descriptor instead.
 func (*FactsResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{50}
+	return file_slimfaas_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *FactsResponse) GetAppliedIndex() uint64 {
@@ -3897,7 +4234,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_slimfaas_proto_msgTypes[51]
+	mi := &file_slimfaas_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3909,7 +4246,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[51]
+	mi := &file_slimfaas_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3922,7 +4259,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{51}
+	return file_slimfaas_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Session) GetId() uint64 {
@@ -3986,7 +4323,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_slimfaas_proto_msgTypes[52]
+	mi := &file_slimfaas_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3998,7 +4335,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[52]
+	mi := &file_slimfaas_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4011,7 +4348,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{52}
+	return file_slimfaas_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Lock) GetName() string {
@@ -4052,7 +4389,7 @@ type LastActivity struct {
 
 func (x *LastActivity) Reset() {
 	*x = LastActivity{}
-	mi := &file_slimfaas_proto_msgTypes[53]
+	mi := &file_slimfaas_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4064,7 +4401,7 @@ func (x *LastActivity) String() string {
 func (*LastActivity) ProtoMessage() {}
 
 func (x *LastActivity) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[53]
+	mi := &file_slimfaas_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4077,7 +4414,7 @@ func (x *LastActivity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastActivity.ProtoReflect.Descriptor instead.
 func (*LastActivity) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{53}
+	return file_slimfaas_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *LastActivity) GetFunction() string {
@@ -4105,7 +4442,7 @@ type Override struct {
 
 func (x *Override) Reset() {
 	*x = Override{}
-	mi := &file_slimfaas_proto_msgTypes[54]
+	mi := &file_slimfaas_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4117,7 +4454,7 @@ func (x *Override) String() string {
 func (*Override) ProtoMessage() {}
 
 func (x *Override) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[54]
+	mi := &file_slimfaas_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4130,7 +4467,7 @@ func (x *Override) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Override.ProtoReflect.Descriptor instead.
 func (*Override) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{54}
+	return file_slimfaas_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Override) GetFunction() string {
@@ -4162,7 +4499,7 @@ type DemandRequest struct {
 
 func (x *DemandRequest) Reset() {
 	*x = DemandRequest{}
-	mi := &file_slimfaas_proto_msgTypes[55]
+	mi := &file_slimfaas_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4174,7 +4511,7 @@ func (x *DemandRequest) String() string {
 func (*DemandRequest) ProtoMessage() {}
 
 func (x *DemandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[55]
+	mi := &file_slimfaas_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4187,7 +4524,7 @@ func (x *DemandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemandRequest.ProtoReflect.Descriptor instead.
 func (*DemandRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{55}
+	return file_slimfaas_proto_rawDescGZIP(), []int{60}
 }
 
 type ClusterRequest struct {
@@ -4198,7 +4535,7 @@ type ClusterRequest struct {
 
 func (x *ClusterRequest) Reset() {
 	*x = ClusterRequest{}
-	mi := &file_slimfaas_proto_msgTypes[56]
+	mi := &file_slimfaas_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4210,7 +4547,7 @@ func (x *ClusterRequest) String() string {
 func (*ClusterRequest) ProtoMessage() {}
 
 func (x *ClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[56]
+	mi := &file_slimfaas_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4223,7 +4560,7 @@ func (x *ClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterRequest.ProtoReflect.Descriptor instead.
 func (*ClusterRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{56}
+	return file_slimfaas_proto_rawDescGZIP(), []int{61}
 }
 
 type ClusterResponse struct {
@@ -4242,7 +4579,7 @@ type ClusterResponse struct {
 
 func (x *ClusterResponse) Reset() {
 	*x = ClusterResponse{}
-	mi := &file_slimfaas_proto_msgTypes[57]
+	mi := &file_slimfaas_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4254,7 +4591,7 @@ func (x *ClusterResponse) String() string {
 func (*ClusterResponse) ProtoMessage() {}
 
 func (x *ClusterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[57]
+	mi := &file_slimfaas_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4267,7 +4604,7 @@ func (x *ClusterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterResponse.ProtoReflect.Descriptor instead.
 func (*ClusterResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{57}
+	return file_slimfaas_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ClusterResponse) GetNode() string {
@@ -4339,7 +4676,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_slimfaas_proto_msgTypes[58]
+	mi := &file_slimfaas_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4351,7 +4688,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[58]
+	mi := &file_slimfaas_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4364,7 +4701,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{58}
+	return file_slimfaas_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Member) GetName() string {
@@ -4410,7 +4747,7 @@ type NodeRequest struct {
 
 func (x *NodeRequest) Reset() {
 	*x = NodeRequest{}
-	mi := &file_slimfaas_proto_msgTypes[59]
+	mi := &file_slimfaas_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4422,7 +4759,7 @@ func (x *NodeRequest) String() string {
 func (*NodeRequest) ProtoMessage() {}
 
 func (x *NodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[59]
+	mi := &file_slimfaas_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4435,7 +4772,7 @@ func (x *NodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRequest.ProtoReflect.Descriptor instead.
 func (*NodeRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{59}
+	return file_slimfaas_proto_rawDescGZIP(), []int{64}
 }
 
 type NodeResponse struct {
@@ -4454,7 +4791,7 @@ type NodeResponse struct {
 
 func (x *NodeResponse) Reset() {
 	*x = NodeResponse{}
-	mi := &file_slimfaas_proto_msgTypes[60]
+	mi := &file_slimfaas_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4466,7 +4803,7 @@ func (x *NodeResponse) String() string {
 func (*NodeResponse) ProtoMessage() {}
 
 func (x *NodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[60]
+	mi := &file_slimfaas_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4479,7 +4816,7 @@ func (x *NodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeResponse.ProtoReflect.Descriptor instead.
 func (*NodeResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{60}
+	return file_slimfaas_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *NodeResponse) GetCluster() *ClusterResponse {
@@ -4548,7 +4885,7 @@ type AddMemberRequest struct {
 
 func (x *AddMemberRequest) Reset() {
 	*x = AddMemberRequest{}
-	mi := &file_slimfaas_proto_msgTypes[61]
+	mi := &file_slimfaas_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4560,7 +4897,7 @@ func (x *AddMemberRequest) String() string {
 func (*AddMemberRequest) ProtoMessage() {}
 
 func (x *AddMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[61]
+	mi := &file_slimfaas_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4573,7 +4910,7 @@ func (x *AddMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddMemberRequest.ProtoReflect.Descriptor instead.
 func (*AddMemberRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{61}
+	return file_slimfaas_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *AddMemberRequest) GetMember() *Member {
@@ -4600,7 +4937,7 @@ type PromoteMemberRequest struct {
 
 func (x *PromoteMemberRequest) Reset() {
 	*x = PromoteMemberRequest{}
-	mi := &file_slimfaas_proto_msgTypes[62]
+	mi := &file_slimfaas_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4612,7 +4949,7 @@ func (x *PromoteMemberRequest) String() string {
 func (*PromoteMemberRequest) ProtoMessage() {}
 
 func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[62]
+	mi := &file_slimfaas_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4625,7 +4962,7 @@ func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteMemberRequest.ProtoReflect.Descriptor instead.
 func (*PromoteMemberRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{62}
+	return file_slimfaas_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *PromoteMemberRequest) GetName() string {
@@ -4653,7 +4990,7 @@ type RemoveMemberRequest struct {
 
 func (x *RemoveMemberRequest) Reset() {
 	*x = RemoveMemberRequest{}
-	mi := &file_slimfaas_proto_msgTypes[63]
+	mi := &file_slimfaas_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4665,7 +5002,7 @@ func (x *RemoveMemberRequest) String() string {
 func (*RemoveMemberRequest) ProtoMessage() {}
 
 func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[63]
+	mi := &file_slimfaas_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4678,7 +5015,7 @@ func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMemberRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{63}
+	return file_slimfaas_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *RemoveMemberRequest) GetName() string {
@@ -4712,7 +5049,7 @@ type ChangeResponse struct {
 
 func (x *ChangeResponse) Reset() {
 	*x = ChangeResponse{}
-	mi := &file_slimfaas_proto_msgTypes[64]
+	mi := &file_slimfaas_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4724,7 +5061,7 @@ func (x *ChangeResponse) String() string {
 func (*ChangeResponse) ProtoMessage() {}
 
 func (x *ChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[64]
+	mi := &file_slimfaas_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4737,7 +5074,7 @@ func (x *ChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeResponse.ProtoReflect.Descriptor instead.
 func (*ChangeResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{64}
+	return file_slimfaas_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ChangeResponse) GetConfigurationVersion() uint64 {
@@ -4763,7 +5100,7 @@ type TransferRequest struct {
 
 func (x *TransferRequest) Reset() {
 	*x = TransferRequest{}
-	mi := &file_slimfaas_proto_msgTypes[65]
+	mi := &file_slimfaas_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4775,7 +5112,7 @@ func (x *TransferRequest) String() string {
 func (*TransferRequest) ProtoMessage() {}
 
 func (x *TransferRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[65]
+	mi := &file_slimfaas_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4788,7 +5125,7 @@ func (x *TransferRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferRequest.ProtoReflect.Descriptor instead.
 func (*TransferRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{65}
+	return file_slimfaas_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *TransferRequest) GetTo() string {
@@ -4806,7 +5143,7 @@ type TransferResponse struct {
 
 func (x *TransferResponse) Reset() {
 	*x = TransferResponse{}
-	mi := &file_slimfaas_proto_msgTypes[66]
+	mi := &file_slimfaas_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4818,7 +5155,7 @@ func (x *TransferResponse) String() string {
 func (*TransferResponse) ProtoMessage() {}
 
 func (x *TransferResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[66]
+	mi := &file_slimfaas_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4831,7 +5168,7 @@ func (x *TransferResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferResponse.ProtoReflect.Descriptor instead.
 func (*TransferResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{66}
+	return file_slimfaas_proto_rawDescGZIP(), []int{71}
 }
 
 type BackupRequest struct {
@@ -4842,7 +5179,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_slimfaas_proto_msgTypes[67]
+	mi := &file_slimfaas_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4854,7 +5191,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[67]
+	mi := &file_slimfaas_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4867,7 +5204,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{67}
+	return file_slimfaas_proto_rawDescGZIP(), []int{72}
 }
 
 type BackupResponse struct {
@@ -4884,7 +5221,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_slimfaas_proto_msgTypes[68]
+	mi := &file_slimfaas_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4896,7 +5233,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[68]
+	mi := &file_slimfaas_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4909,7 +5246,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{68}
+	return file_slimfaas_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *BackupResponse) GetPart() isBackupResponse_Part {
@@ -4983,7 +5320,7 @@ type BackupHeader struct {
 
 func (x *BackupHeader) Reset() {
 	*x = BackupHeader{}
-	mi := &file_slimfaas_proto_msgTypes[69]
+	mi := &file_slimfaas_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4995,7 +5332,7 @@ func (x *BackupHeader) String() string {
 func (*BackupHeader) ProtoMessage() {}
 
 func (x *BackupHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[69]
+	mi := &file_slimfaas_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5008,7 +5345,7 @@ func (x *BackupHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupHeader.ProtoReflect.Descriptor instead.
 func (*BackupHeader) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{69}
+	return file_slimfaas_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *BackupHeader) GetInstallation() string {
@@ -5069,7 +5406,7 @@ type BackupEnd struct {
 
 func (x *BackupEnd) Reset() {
 	*x = BackupEnd{}
-	mi := &file_slimfaas_proto_msgTypes[70]
+	mi := &file_slimfaas_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5081,7 +5418,7 @@ func (x *BackupEnd) String() string {
 func (*BackupEnd) ProtoMessage() {}
 
 func (x *BackupEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[70]
+	mi := &file_slimfaas_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5094,7 +5431,7 @@ func (x *BackupEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupEnd.ProtoReflect.Descriptor instead.
 func (*BackupEnd) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{70}
+	return file_slimfaas_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *BackupEnd) GetSha256() []byte {
@@ -5115,7 +5452,7 @@ type Version struct {
 
 func (x *Version) Reset() {
 	*x = Version{}
-	mi := &file_slimfaas_proto_msgTypes[71]
+	mi := &file_slimfaas_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5127,7 +5464,7 @@ func (x *Version) String() string {
 func (*Version) ProtoMessage() {}
 
 func (x *Version) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[71]
+	mi := &file_slimfaas_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5140,7 +5477,7 @@ func (x *Version) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Version.ProtoReflect.Descriptor instead.
 func (*Version) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{71}
+	return file_slimfaas_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Version) GetEpoch() uint64 {
@@ -5175,7 +5512,7 @@ type FunctionRecord struct {
 
 func (x *FunctionRecord) Reset() {
 	*x = FunctionRecord{}
-	mi := &file_slimfaas_proto_msgTypes[72]
+	mi := &file_slimfaas_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5187,7 +5524,7 @@ func (x *FunctionRecord) String() string {
 func (*FunctionRecord) ProtoMessage() {}
 
 func (x *FunctionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[72]
+	mi := &file_slimfaas_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5200,7 +5537,7 @@ func (x *FunctionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionRecord.ProtoReflect.Descriptor instead.
 func (*FunctionRecord) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{72}
+	return file_slimfaas_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *FunctionRecord) GetName() string {
@@ -5289,7 +5626,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_slimfaas_proto_msgTypes[73]
+	mi := &file_slimfaas_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5301,7 +5638,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[73]
+	mi := &file_slimfaas_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5314,7 +5651,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{73}
+	return file_slimfaas_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *Replica) GetName() string {
@@ -5384,7 +5721,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_slimfaas_proto_msgTypes[74]
+	mi := &file_slimfaas_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5396,7 +5733,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[74]
+	mi := &file_slimfaas_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5409,7 +5746,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{74}
+	return file_slimfaas_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *Probe) GetKind() ProbeKind {
@@ -5449,7 +5786,7 @@ type TableDigest struct {
 
 func (x *TableDigest) Reset() {
 	*x = TableDigest{}
-	mi := &file_slimfaas_proto_msgTypes[75]
+	mi := &file_slimfaas_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5461,7 +5798,7 @@ func (x *TableDigest) String() string {
 func (*TableDigest) ProtoMessage() {}
 
 func (x *TableDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[75]
+	mi := &file_slimfaas_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5474,7 +5811,7 @@ func (x *TableDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableDigest.ProtoReflect.Descriptor instead.
 func (*TableDigest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{75}
+	return file_slimfaas_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *TableDigest) GetVersion() *Version {
@@ -5528,7 +5865,7 @@ type PullRequest struct {
 
 func (x *PullRequest) Reset() {
 	*x = PullRequest{}
-	mi := &file_slimfaas_proto_msgTypes[76]
+	mi := &file_slimfaas_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5540,7 +5877,7 @@ func (x *PullRequest) String() string {
 func (*PullRequest) ProtoMessage() {}
 
 func (x *PullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[76]
+	mi := &file_slimfaas_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5553,7 +5890,7 @@ func (x *PullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
 func (*PullRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{76}
+	return file_slimfaas_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *PullRequest) GetSince() *Version {
@@ -5574,7 +5911,7 @@ type PullResponse struct {
 
 func (x *PullResponse) Reset() {
 	*x = PullResponse{}
-	mi := &file_slimfaas_proto_msgTypes[77]
+	mi := &file_slimfaas_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5586,7 +5923,7 @@ func (x *PullResponse) String() string {
 func (*PullResponse) ProtoMessage() {}
 
 func (x *PullResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[77]
+	mi := &file_slimfaas_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5599,7 +5936,7 @@ func (x *PullResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullResponse.ProtoReflect.Descriptor instead.
 func (*PullResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{77}
+	return file_slimfaas_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *PullResponse) GetDigest() *TableDigest {
@@ -5634,7 +5971,7 @@ type Wake struct {
 
 func (x *Wake) Reset() {
 	*x = Wake{}
-	mi := &file_slimfaas_proto_msgTypes[78]
+	mi := &file_slimfaas_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5646,7 +5983,7 @@ func (x *Wake) String() string {
 func (*Wake) ProtoMessage() {}
 
 func (x *Wake) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[78]
+	mi := &file_slimfaas_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5659,7 +5996,7 @@ func (x *Wake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wake.ProtoReflect.Descriptor instead.
 func (*Wake) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{78}
+	return file_slimfaas_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *Wake) GetFunctions() []string {
@@ -5688,7 +6025,7 @@ type Sighting struct {
 
 func (x *Sighting) Reset() {
 	*x = Sighting{}
-	mi := &file_slimfaas_proto_msgTypes[79]
+	mi := &file_slimfaas_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5700,7 +6037,7 @@ func (x *Sighting) String() string {
 func (*Sighting) ProtoMessage() {}
 
 func (x *Sighting) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[79]
+	mi := &file_slimfaas_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5713,7 +6050,7 @@ func (x *Sighting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sighting.ProtoReflect.Descriptor instead.
 func (*Sighting) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{79}
+	return file_slimfaas_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *Sighting) GetFunction() string {
@@ -5749,7 +6086,7 @@ type RecordAnnouncement struct {
 
 func (x *RecordAnnouncement) Reset() {
 	*x = RecordAnnouncement{}
-	mi := &file_slimfaas_proto_msgTypes[80]
+	mi := &file_slimfaas_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5761,7 +6098,7 @@ func (x *RecordAnnouncement) String() string {
 func (*RecordAnnouncement) ProtoMessage() {}
 
 func (x *RecordAnnouncement) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[80]
+	mi := &file_slimfaas_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5774,7 +6111,7 @@ func (x *RecordAnnouncement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordAnnouncement.ProtoReflect.Descriptor instead.
 func (*RecordAnnouncement) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{80}
+	return file_slimfaas_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *RecordAnnouncement) GetRecord() *FunctionRecord {
@@ -5815,7 +6152,7 @@ type LoadReport struct {
 
 func (x *LoadReport) Reset() {
 	*x = LoadReport{}
-	mi := &file_slimfaas_proto_msgTypes[81]
+	mi := &file_slimfaas_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5827,7 +6164,7 @@ func (x *LoadReport) String() string {
 func (*LoadReport) ProtoMessage() {}
 
 func (x *LoadReport) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[81]
+	mi := &file_slimfaas_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5840,7 +6177,7 @@ func (x *LoadReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadReport.ProtoReflect.Descriptor instead.
 func (*LoadReport) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{81}
+	return file_slimfaas_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *LoadReport) GetEdge() string {
@@ -5915,7 +6252,7 @@ type FunctionLoad struct {
 
 func (x *FunctionLoad) Reset() {
 	*x = FunctionLoad{}
-	mi := &file_slimfaas_proto_msgTypes[82]
+	mi := &file_slimfaas_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5927,7 +6264,7 @@ func (x *FunctionLoad) String() string {
 func (*FunctionLoad) ProtoMessage() {}
 
 func (x *FunctionLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[82]
+	mi := &file_slimfaas_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5940,7 +6277,7 @@ func (x *FunctionLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionLoad.ProtoReflect.Descriptor instead.
 func (*FunctionLoad) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{82}
+	return file_slimfaas_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *FunctionLoad) GetFunction() string {
@@ -6010,7 +6347,7 @@ type DrainReport struct {
 
 func (x *DrainReport) Reset() {
 	*x = DrainReport{}
-	mi := &file_slimfaas_proto_msgTypes[83]
+	mi := &file_slimfaas_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6022,7 +6359,7 @@ func (x *DrainReport) String() string {
 func (*DrainReport) ProtoMessage() {}
 
 func (x *DrainReport) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[83]
+	mi := &file_slimfaas_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6035,7 +6372,7 @@ func (x *DrainReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainReport.ProtoReflect.Descriptor instead.
 func (*DrainReport) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{83}
+	return file_slimfaas_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *DrainReport) GetReplica() string {
@@ -6075,7 +6412,7 @@ type DemandReport struct {
 
 func (x *DemandReport) Reset() {
 	*x = DemandReport{}
-	mi := &file_slimfaas_proto_msgTypes[84]
+	mi := &file_slimfaas_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6087,7 +6424,7 @@ func (x *DemandReport) String() string {
 func (*DemandReport) ProtoMessage() {}
 
 func (x *DemandReport) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[84]
+	mi := &file_slimfaas_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6100,7 +6437,7 @@ func (x *DemandReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemandReport.ProtoReflect.Descriptor instead.
 func (*DemandReport) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{84}
+	return file_slimfaas_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *DemandReport) GetNode() string {
@@ -6167,7 +6504,7 @@ type FunctionDemand struct {
 
 func (x *FunctionDemand) Reset() {
 	*x = FunctionDemand{}
-	mi := &file_slimfaas_proto_msgTypes[85]
+	mi := &file_slimfaas_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6179,7 +6516,7 @@ func (x *FunctionDemand) String() string {
 func (*FunctionDemand) ProtoMessage() {}
 
 func (x *FunctionDemand) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[85]
+	mi := &file_slimfaas_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6192,7 +6529,7 @@ func (x *FunctionDemand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionDemand.ProtoReflect.Descriptor instead.
 func (*FunctionDemand) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{85}
+	return file_slimfaas_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *FunctionDemand) GetFunction() string {
@@ -6254,7 +6591,7 @@ type FactsChanged struct {
 
 func (x *FactsChanged) Reset() {
 	*x = FactsChanged{}
-	mi := &file_slimfaas_proto_msgTypes[86]
+	mi := &file_slimfaas_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6266,7 +6603,7 @@ func (x *FactsChanged) String() string {
 func (*FactsChanged) ProtoMessage() {}
 
 func (x *FactsChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[86]
+	mi := &file_slimfaas_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6279,7 +6616,7 @@ func (x *FactsChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FactsChanged.ProtoReflect.Descriptor instead.
 func (*FactsChanged) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{86}
+	return file_slimfaas_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *FactsChanged) GetIndex() uint64 {
@@ -6299,7 +6636,7 @@ type TableAsk struct {
 
 func (x *TableAsk) Reset() {
 	*x = TableAsk{}
-	mi := &file_slimfaas_proto_msgTypes[87]
+	mi := &file_slimfaas_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6311,7 +6648,7 @@ func (x *TableAsk) String() string {
 func (*TableAsk) ProtoMessage() {}
 
 func (x *TableAsk) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[87]
+	mi := &file_slimfaas_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6324,7 +6661,7 @@ func (x *TableAsk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableAsk.ProtoReflect.Descriptor instead.
 func (*TableAsk) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{87}
+	return file_slimfaas_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *TableAsk) GetScaler() string {
@@ -6343,7 +6680,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_slimfaas_proto_msgTypes[88]
+	mi := &file_slimfaas_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6355,7 +6692,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[88]
+	mi := &file_slimfaas_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6368,7 +6705,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{88}
+	return file_slimfaas_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ExplainRequest) GetFunction() string {
@@ -6389,7 +6726,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_slimfaas_proto_msgTypes[89]
+	mi := &file_slimfaas_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6401,7 +6738,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[89]
+	mi := &file_slimfaas_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6414,7 +6751,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{89}
+	return file_slimfaas_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ExplainResponse) GetFound() bool {
@@ -6445,7 +6782,7 @@ type EventShare struct {
 
 func (x *EventShare) Reset() {
 	*x = EventShare{}
-	mi := &file_slimfaas_proto_msgTypes[90]
+	mi := &file_slimfaas_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6457,7 +6794,7 @@ func (x *EventShare) String() string {
 func (*EventShare) ProtoMessage() {}
 
 func (x *EventShare) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[90]
+	mi := &file_slimfaas_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6470,7 +6807,7 @@ func (x *EventShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventShare.ProtoReflect.Descriptor instead.
 func (*EventShare) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{90}
+	return file_slimfaas_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *EventShare) GetPublishId() []byte {
@@ -6523,7 +6860,7 @@ type EventTarget struct {
 
 func (x *EventTarget) Reset() {
 	*x = EventTarget{}
-	mi := &file_slimfaas_proto_msgTypes[91]
+	mi := &file_slimfaas_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6535,7 +6872,7 @@ func (x *EventTarget) String() string {
 func (*EventTarget) ProtoMessage() {}
 
 func (x *EventTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[91]
+	mi := &file_slimfaas_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6548,7 +6885,7 @@ func (x *EventTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventTarget.ProtoReflect.Descriptor instead.
 func (*EventTarget) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{91}
+	return file_slimfaas_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *EventTarget) GetFunction() string {
@@ -6611,7 +6948,7 @@ type EventShareAck struct {
 
 func (x *EventShareAck) Reset() {
 	*x = EventShareAck{}
-	mi := &file_slimfaas_proto_msgTypes[92]
+	mi := &file_slimfaas_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6623,7 +6960,7 @@ func (x *EventShareAck) String() string {
 func (*EventShareAck) ProtoMessage() {}
 
 func (x *EventShareAck) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[92]
+	mi := &file_slimfaas_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6636,7 +6973,7 @@ func (x *EventShareAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventShareAck.ProtoReflect.Descriptor instead.
 func (*EventShareAck) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{92}
+	return file_slimfaas_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *EventShareAck) GetPublishId() []byte {
@@ -6672,7 +7009,7 @@ type EventShareResult struct {
 
 func (x *EventShareResult) Reset() {
 	*x = EventShareResult{}
-	mi := &file_slimfaas_proto_msgTypes[93]
+	mi := &file_slimfaas_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6684,7 +7021,7 @@ func (x *EventShareResult) String() string {
 func (*EventShareResult) ProtoMessage() {}
 
 func (x *EventShareResult) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[93]
+	mi := &file_slimfaas_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6697,7 +7034,7 @@ func (x *EventShareResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventShareResult.ProtoReflect.Descriptor instead.
 func (*EventShareResult) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{93}
+	return file_slimfaas_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *EventShareResult) GetPublishId() []byte {
@@ -6742,7 +7079,7 @@ type EventResult struct {
 
 func (x *EventResult) Reset() {
 	*x = EventResult{}
-	mi := &file_slimfaas_proto_msgTypes[94]
+	mi := &file_slimfaas_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6754,7 +7091,7 @@ func (x *EventResult) String() string {
 func (*EventResult) ProtoMessage() {}
 
 func (x *EventResult) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[94]
+	mi := &file_slimfaas_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6767,7 +7104,7 @@ func (x *EventResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventResult.ProtoReflect.Descriptor instead.
 func (*EventResult) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{94}
+	return file_slimfaas_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *EventResult) GetFunction() string {
@@ -6913,13 +7250,14 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\tR\vincarnation\":\n" +
 	"\x11HeartbeatResponse\x12%\n" +
-	"\x04code\x18\x01 \x01(\x0e2\x11.slimfaas.v1.CodeR\x04code\"\xe0\x01\n" +
+	"\x04code\x18\x01 \x01(\x0e2\x11.slimfaas.v1.CodeR\x04code\"\x91\x02\n" +
 	"\tDeliverUp\x12*\n" +
 	"\x05hello\x18\x01 \x01(\v2\x12.slimfaas.v1.HelloH\x00R\x05hello\x123\n" +
 	"\bcapacity\x18\x02 \x01(\v2\x15.slimfaas.v1.CapacityH\x00R\bcapacity\x120\n" +
 	"\x06result\x18\x03 \x01(\v2\x16.slimfaas.v1.TryResultH\x00R\x06result\x12:\n" +
-	"\theartbeat\x18\x04 \x01(\v2\x1a.slimfaas.v1.HeldHeartbeatH\x00R\theartbeatB\x04\n" +
-	"\x02up\"\x8c\x03\n" +
+	"\theartbeat\x18\x04 \x01(\v2\x1a.slimfaas.v1.HeldHeartbeatH\x00R\theartbeat\x12/\n" +
+	"\x05slots\x18\x05 \x01(\v2\x17.slimfaas.v1.SlotReportH\x00R\x05slotsB\x04\n" +
+	"\x02up\"\xbc\x03\n" +
 	"\vDeliverDown\x120\n" +
 	"\awelcome\x18\x01 \x01(\v2\x14.slimfaas.v1.WelcomeH\x00R\awelcome\x12*\n" +
 	"\x05grant\x18\x02 \x01(\v2\x12.slimfaas.v1.GrantH\x00R\x05grant\x12:\n" +
@@ -6930,14 +7268,16 @@ const file_slimfaas_proto_rawDesc = "" +
 	"result_ack\x18\x05 \x01(\v2\x16.slimfaas.v1.ResultAckH\x00R\tresultAck\x124\n" +
 	"\tlist_held\x18\x06 \x01(\v2\x15.slimfaas.v1.ListHeldH\x00R\blistHeld\x127\n" +
 	"\n" +
-	"not_leader\x18\a \x01(\v2\x16.slimfaas.v1.NotLeaderH\x00R\tnotLeaderB\x06\n" +
-	"\x04down\"\xb1\x01\n" +
+	"not_leader\x18\a \x01(\v2\x16.slimfaas.v1.NotLeaderH\x00R\tnotLeader\x12.\n" +
+	"\x05slots\x18\b \x01(\v2\x16.slimfaas.v1.SlotOrderH\x00R\x05slotsB\x06\n" +
+	"\x04down\"\xe0\x01\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\tR\vincarnation\x12\x18\n" +
 	"\aaddress\x18\x03 \x01(\tR\aaddress\x121\n" +
 	"\bcapacity\x18\x04 \x01(\v2\x15.slimfaas.v1.CapacityR\bcapacity\x12%\n" +
-	"\x04held\x18\x05 \x03(\v2\x11.slimfaas.v1.HeldR\x04held\"%\n" +
+	"\x04held\x18\x05 \x03(\v2\x11.slimfaas.v1.HeldR\x04held\x12-\n" +
+	"\x05slots\x18\x06 \x01(\v2\x17.slimfaas.v1.SlotReportR\x05slots\"%\n" +
 	"\bCapacity\x12\x19\n" +
 	"\bmax_held\x18\x01 \x01(\rR\amaxHeld\",\n" +
 	"\x04Held\x12\x0e\n" +
@@ -6998,7 +7338,27 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\x05fence\x18\x02 \x01(\x04R\x05fence\x12%\n" +
 	"\x04code\x18\x03 \x01(\x0e2\x11.slimfaas.v1.CodeR\x04code\"\n" +
 	"\n" +
-	"\bListHeld\"\x94\x01\n" +
+	"\bListHeld\"`\n" +
+	"\n" +
+	"SlotReport\x12\x18\n" +
+	"\aapplied\x18\x01 \x01(\x04R\aapplied\x128\n" +
+	"\tfunctions\x18\x02 \x03(\v2\x1a.slimfaas.v1.FunctionSlotsR\tfunctions\"U\n" +
+	"\rFunctionSlots\x12\x1a\n" +
+	"\bfunction\x18\x01 \x01(\tR\bfunction\x12(\n" +
+	"\x05pools\x18\x02 \x03(\v2\x12.slimfaas.v1.SlotsR\x05pools\"i\n" +
+	"\x05Slots\x12\x18\n" +
+	"\areplica\x18\x01 \x01(\tR\areplica\x12\x1a\n" +
+	"\binstance\x18\x02 \x01(\tR\binstance\x12\x12\n" +
+	"\x04held\x18\x03 \x01(\rR\x04held\x12\x16\n" +
+	"\x06wanted\x18\x04 \x01(\rR\x06wanted\"U\n" +
+	"\tSlotOrder\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\x12.\n" +
+	"\x06shares\x18\x02 \x03(\v2\x16.slimfaas.v1.SlotShareR\x06shares\"s\n" +
+	"\tSlotShare\x12\x1a\n" +
+	"\bfunction\x18\x01 \x01(\tR\bfunction\x12\x18\n" +
+	"\areplica\x18\x02 \x01(\tR\areplica\x12\x1a\n" +
+	"\binstance\x18\x03 \x01(\tR\binstance\x12\x14\n" +
+	"\x05given\x18\x04 \x01(\rR\x05given\"\x94\x01\n" +
 	"\rStoredRequest\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\tR\x06method\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
@@ -7371,7 +7731,7 @@ func file_slimfaas_proto_rawDescGZIP() []byte {
 }
 
 var file_slimfaas_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_slimfaas_proto_msgTypes = make([]protoimpl.MessageInfo, 95)
+var file_slimfaas_proto_msgTypes = make([]protoimpl.MessageInfo, 100)
 var file_slimfaas_proto_goTypes = []any{
 	(Code)(0),                    // 0: slimfaas.v1.Code
 	(Reason)(0),                  // 1: slimfaas.v1.Reason
@@ -7415,66 +7775,71 @@ var file_slimfaas_proto_goTypes = []any{
 	(*TryResult)(nil),            // 39: slimfaas.v1.TryResult
 	(*ResultAck)(nil),            // 40: slimfaas.v1.ResultAck
 	(*ListHeld)(nil),             // 41: slimfaas.v1.ListHeld
-	(*StoredRequest)(nil),        // 42: slimfaas.v1.StoredRequest
-	(*StoredAnswer)(nil),         // 43: slimfaas.v1.StoredAnswer
-	(*Header)(nil),               // 44: slimfaas.v1.Header
-	(*GetCallRequest)(nil),       // 45: slimfaas.v1.GetCallRequest
-	(*GetCallResponse)(nil),      // 46: slimfaas.v1.GetCallResponse
-	(*GetResultRequest)(nil),     // 47: slimfaas.v1.GetResultRequest
-	(*GetResultResponse)(nil),    // 48: slimfaas.v1.GetResultResponse
-	(*ListDeadRequest)(nil),      // 49: slimfaas.v1.ListDeadRequest
-	(*ListDeadResponse)(nil),     // 50: slimfaas.v1.ListDeadResponse
-	(*RedriveRequest)(nil),       // 51: slimfaas.v1.RedriveRequest
-	(*RedriveResponse)(nil),      // 52: slimfaas.v1.RedriveResponse
-	(*PurgeRequest)(nil),         // 53: slimfaas.v1.PurgeRequest
-	(*PurgeResponse)(nil),        // 54: slimfaas.v1.PurgeResponse
-	(*Call)(nil),                 // 55: slimfaas.v1.Call
-	(*FactsRequest)(nil),         // 56: slimfaas.v1.FactsRequest
-	(*FactsResponse)(nil),        // 57: slimfaas.v1.FactsResponse
-	(*Session)(nil),              // 58: slimfaas.v1.Session
-	(*Lock)(nil),                 // 59: slimfaas.v1.Lock
-	(*LastActivity)(nil),         // 60: slimfaas.v1.LastActivity
-	(*Override)(nil),             // 61: slimfaas.v1.Override
-	(*DemandRequest)(nil),        // 62: slimfaas.v1.DemandRequest
-	(*ClusterRequest)(nil),       // 63: slimfaas.v1.ClusterRequest
-	(*ClusterResponse)(nil),      // 64: slimfaas.v1.ClusterResponse
-	(*Member)(nil),               // 65: slimfaas.v1.Member
-	(*NodeRequest)(nil),          // 66: slimfaas.v1.NodeRequest
-	(*NodeResponse)(nil),         // 67: slimfaas.v1.NodeResponse
-	(*AddMemberRequest)(nil),     // 68: slimfaas.v1.AddMemberRequest
-	(*PromoteMemberRequest)(nil), // 69: slimfaas.v1.PromoteMemberRequest
-	(*RemoveMemberRequest)(nil),  // 70: slimfaas.v1.RemoveMemberRequest
-	(*ChangeResponse)(nil),       // 71: slimfaas.v1.ChangeResponse
-	(*TransferRequest)(nil),      // 72: slimfaas.v1.TransferRequest
-	(*TransferResponse)(nil),     // 73: slimfaas.v1.TransferResponse
-	(*BackupRequest)(nil),        // 74: slimfaas.v1.BackupRequest
-	(*BackupResponse)(nil),       // 75: slimfaas.v1.BackupResponse
-	(*BackupHeader)(nil),         // 76: slimfaas.v1.BackupHeader
-	(*BackupEnd)(nil),            // 77: slimfaas.v1.BackupEnd
-	(*Version)(nil),              // 78: slimfaas.v1.Version
-	(*FunctionRecord)(nil),       // 79: slimfaas.v1.FunctionRecord
-	(*Replica)(nil),              // 80: slimfaas.v1.Replica
-	(*Probe)(nil),                // 81: slimfaas.v1.Probe
-	(*TableDigest)(nil),          // 82: slimfaas.v1.TableDigest
-	(*PullRequest)(nil),          // 83: slimfaas.v1.PullRequest
-	(*PullResponse)(nil),         // 84: slimfaas.v1.PullResponse
-	(*Wake)(nil),                 // 85: slimfaas.v1.Wake
-	(*Sighting)(nil),             // 86: slimfaas.v1.Sighting
-	(*RecordAnnouncement)(nil),   // 87: slimfaas.v1.RecordAnnouncement
-	(*LoadReport)(nil),           // 88: slimfaas.v1.LoadReport
-	(*FunctionLoad)(nil),         // 89: slimfaas.v1.FunctionLoad
-	(*DrainReport)(nil),          // 90: slimfaas.v1.DrainReport
-	(*DemandReport)(nil),         // 91: slimfaas.v1.DemandReport
-	(*FunctionDemand)(nil),       // 92: slimfaas.v1.FunctionDemand
-	(*FactsChanged)(nil),         // 93: slimfaas.v1.FactsChanged
-	(*TableAsk)(nil),             // 94: slimfaas.v1.TableAsk
-	(*ExplainRequest)(nil),       // 95: slimfaas.v1.ExplainRequest
-	(*ExplainResponse)(nil),      // 96: slimfaas.v1.ExplainResponse
-	(*EventShare)(nil),           // 97: slimfaas.v1.EventShare
-	(*EventTarget)(nil),          // 98: slimfaas.v1.EventTarget
-	(*EventShareAck)(nil),        // 99: slimfaas.v1.EventShareAck
-	(*EventShareResult)(nil),     // 100: slimfaas.v1.EventShareResult
-	(*EventResult)(nil),          // 101: slimfaas.v1.EventResult
+	(*SlotReport)(nil),           // 42: slimfaas.v1.SlotReport
+	(*FunctionSlots)(nil),        // 43: slimfaas.v1.FunctionSlots
+	(*Slots)(nil),                // 44: slimfaas.v1.Slots
+	(*SlotOrder)(nil),            // 45: slimfaas.v1.SlotOrder
+	(*SlotShare)(nil),            // 46: slimfaas.v1.SlotShare
+	(*StoredRequest)(nil),        // 47: slimfaas.v1.StoredRequest
+	(*StoredAnswer)(nil),         // 48: slimfaas.v1.StoredAnswer
+	(*Header)(nil),               // 49: slimfaas.v1.Header
+	(*GetCallRequest)(nil),       // 50: slimfaas.v1.GetCallRequest
+	(*GetCallResponse)(nil),      // 51: slimfaas.v1.GetCallResponse
+	(*GetResultRequest)(nil),     // 52: slimfaas.v1.GetResultRequest
+	(*GetResultResponse)(nil),    // 53: slimfaas.v1.GetResultResponse
+	(*ListDeadRequest)(nil),      // 54: slimfaas.v1.ListDeadRequest
+	(*ListDeadResponse)(nil),     // 55: slimfaas.v1.ListDeadResponse
+	(*RedriveRequest)(nil),       // 56: slimfaas.v1.RedriveRequest
+	(*RedriveResponse)(nil),      // 57: slimfaas.v1.RedriveResponse
+	(*PurgeRequest)(nil),         // 58: slimfaas.v1.PurgeRequest
+	(*PurgeResponse)(nil),        // 59: slimfaas.v1.PurgeResponse
+	(*Call)(nil),                 // 60: slimfaas.v1.Call
+	(*FactsRequest)(nil),         // 61: slimfaas.v1.FactsRequest
+	(*FactsResponse)(nil),        // 62: slimfaas.v1.FactsResponse
+	(*Session)(nil),              // 63: slimfaas.v1.Session
+	(*Lock)(nil),                 // 64: slimfaas.v1.Lock
+	(*LastActivity)(nil),         // 65: slimfaas.v1.LastActivity
+	(*Override)(nil),             // 66: slimfaas.v1.Override
+	(*DemandRequest)(nil),        // 67: slimfaas.v1.DemandRequest
+	(*ClusterRequest)(nil),       // 68: slimfaas.v1.ClusterRequest
+	(*ClusterResponse)(nil),      // 69: slimfaas.v1.ClusterResponse
+	(*Member)(nil),               // 70: slimfaas.v1.Member
+	(*NodeRequest)(nil),          // 71: slimfaas.v1.NodeRequest
+	(*NodeResponse)(nil),         // 72: slimfaas.v1.NodeResponse
+	(*AddMemberRequest)(nil),     // 73: slimfaas.v1.AddMemberRequest
+	(*PromoteMemberRequest)(nil), // 74: slimfaas.v1.PromoteMemberRequest
+	(*RemoveMemberRequest)(nil),  // 75: slimfaas.v1.RemoveMemberRequest
+	(*ChangeResponse)(nil),       // 76: slimfaas.v1.ChangeResponse
+	(*TransferRequest)(nil),      // 77: slimfaas.v1.TransferRequest
+	(*TransferResponse)(nil),     // 78: slimfaas.v1.TransferResponse
+	(*BackupRequest)(nil),        // 79: slimfaas.v1.BackupRequest
+	(*BackupResponse)(nil),       // 80: slimfaas.v1.BackupResponse
+	(*BackupHeader)(nil),         // 81: slimfaas.v1.BackupHeader
+	(*BackupEnd)(nil),            // 82: slimfaas.v1.BackupEnd
+	(*Version)(nil),              // 83: slimfaas.v1.Version
+	(*FunctionRecord)(nil),       // 84: slimfaas.v1.FunctionRecord
+	(*Replica)(nil),              // 85: slimfaas.v1.Replica
+	(*Probe)(nil),                // 86: slimfaas.v1.Probe
+	(*TableDigest)(nil),          // 87: slimfaas.v1.TableDigest
+	(*PullRequest)(nil),          // 88: slimfaas.v1.PullRequest
+	(*PullResponse)(nil),         // 89: slimfaas.v1.PullResponse
+	(*Wake)(nil),                 // 90: slimfaas.v1.Wake
+	(*Sighting)(nil),             // 91: slimfaas.v1.Sighting
+	(*RecordAnnouncement)(nil),   // 92: slimfaas.v1.RecordAnnouncement
+	(*LoadReport)(nil),           // 93: slimfaas.v1.LoadReport
+	(*FunctionLoad)(nil),         // 94: slimfaas.v1.FunctionLoad
+	(*DrainReport)(nil),          // 95: slimfaas.v1.DrainReport
+	(*DemandReport)(nil),         // 96: slimfaas.v1.DemandReport
+	(*FunctionDemand)(nil),       // 97: slimfaas.v1.FunctionDemand
+	(*FactsChanged)(nil),         // 98: slimfaas.v1.FactsChanged
+	(*TableAsk)(nil),             // 99: slimfaas.v1.TableAsk
+	(*ExplainRequest)(nil),       // 100: slimfaas.v1.ExplainRequest
+	(*ExplainResponse)(nil),      // 101: slimfaas.v1.ExplainResponse
+	(*EventShare)(nil),           // 102: slimfaas.v1.EventShare
+	(*EventTarget)(nil),          // 103: slimfaas.v1.EventTarget
+	(*EventShareAck)(nil),        // 104: slimfaas.v1.EventShareAck
+	(*EventShareResult)(nil),     // 105: slimfaas.v1.EventShareResult
+	(*EventResult)(nil),          // 106: slimfaas.v1.EventResult
 }
 var file_slimfaas_proto_depIdxs = []int32{
 	10,  // 0: slimfaas.v1.SubmitRequest.ops:type_name -> slimfaas.v1.Op
@@ -7501,97 +7866,103 @@ var file_slimfaas_proto_depIdxs = []int32{
 	30,  // 21: slimfaas.v1.DeliverUp.capacity:type_name -> slimfaas.v1.Capacity
 	39,  // 22: slimfaas.v1.DeliverUp.result:type_name -> slimfaas.v1.TryResult
 	32,  // 23: slimfaas.v1.DeliverUp.heartbeat:type_name -> slimfaas.v1.HeldHeartbeat
-	33,  // 24: slimfaas.v1.DeliverDown.welcome:type_name -> slimfaas.v1.Welcome
-	34,  // 25: slimfaas.v1.DeliverDown.grant:type_name -> slimfaas.v1.Grant
-	37,  // 26: slimfaas.v1.DeliverDown.grant_frame:type_name -> slimfaas.v1.GrantFrame
-	38,  // 27: slimfaas.v1.DeliverDown.withdraw:type_name -> slimfaas.v1.Withdraw
-	40,  // 28: slimfaas.v1.DeliverDown.result_ack:type_name -> slimfaas.v1.ResultAck
-	41,  // 29: slimfaas.v1.DeliverDown.list_held:type_name -> slimfaas.v1.ListHeld
-	7,   // 30: slimfaas.v1.DeliverDown.not_leader:type_name -> slimfaas.v1.NotLeader
-	30,  // 31: slimfaas.v1.Hello.capacity:type_name -> slimfaas.v1.Capacity
-	31,  // 32: slimfaas.v1.Hello.held:type_name -> slimfaas.v1.Held
-	31,  // 33: slimfaas.v1.HeldHeartbeat.held:type_name -> slimfaas.v1.Held
-	3,   // 34: slimfaas.v1.TryResult.outcome:type_name -> slimfaas.v1.TryOutcome
-	0,   // 35: slimfaas.v1.ResultAck.code:type_name -> slimfaas.v1.Code
-	44,  // 36: slimfaas.v1.StoredRequest.headers:type_name -> slimfaas.v1.Header
-	44,  // 37: slimfaas.v1.StoredAnswer.headers:type_name -> slimfaas.v1.Header
-	55,  // 38: slimfaas.v1.GetCallResponse.call:type_name -> slimfaas.v1.Call
-	55,  // 39: slimfaas.v1.GetResultResponse.call:type_name -> slimfaas.v1.Call
-	0,   // 40: slimfaas.v1.ListDeadResponse.code:type_name -> slimfaas.v1.Code
-	55,  // 41: slimfaas.v1.ListDeadResponse.calls:type_name -> slimfaas.v1.Call
-	4,   // 42: slimfaas.v1.Call.state:type_name -> slimfaas.v1.CallState
-	58,  // 43: slimfaas.v1.FactsResponse.sessions:type_name -> slimfaas.v1.Session
-	59,  // 44: slimfaas.v1.FactsResponse.locks:type_name -> slimfaas.v1.Lock
-	60,  // 45: slimfaas.v1.FactsResponse.history:type_name -> slimfaas.v1.LastActivity
-	61,  // 46: slimfaas.v1.FactsResponse.overrides:type_name -> slimfaas.v1.Override
-	2,   // 47: slimfaas.v1.Session.kind:type_name -> slimfaas.v1.SessionKind
-	65,  // 48: slimfaas.v1.ClusterResponse.members:type_name -> slimfaas.v1.Member
-	64,  // 49: slimfaas.v1.NodeResponse.cluster:type_name -> slimfaas.v1.ClusterResponse
-	65,  // 50: slimfaas.v1.AddMemberRequest.member:type_name -> slimfaas.v1.Member
-	76,  // 51: slimfaas.v1.BackupResponse.header:type_name -> slimfaas.v1.BackupHeader
-	77,  // 52: slimfaas.v1.BackupResponse.end:type_name -> slimfaas.v1.BackupEnd
-	78,  // 53: slimfaas.v1.FunctionRecord.version:type_name -> slimfaas.v1.Version
-	80,  // 54: slimfaas.v1.FunctionRecord.replicas:type_name -> slimfaas.v1.Replica
-	5,   // 55: slimfaas.v1.Replica.state:type_name -> slimfaas.v1.ReplicaState
-	81,  // 56: slimfaas.v1.Replica.probe:type_name -> slimfaas.v1.Probe
-	6,   // 57: slimfaas.v1.Probe.kind:type_name -> slimfaas.v1.ProbeKind
-	78,  // 58: slimfaas.v1.TableDigest.version:type_name -> slimfaas.v1.Version
-	78,  // 59: slimfaas.v1.PullRequest.since:type_name -> slimfaas.v1.Version
-	82,  // 60: slimfaas.v1.PullResponse.digest:type_name -> slimfaas.v1.TableDigest
-	79,  // 61: slimfaas.v1.PullResponse.records:type_name -> slimfaas.v1.FunctionRecord
-	80,  // 62: slimfaas.v1.Sighting.replica:type_name -> slimfaas.v1.Replica
-	79,  // 63: slimfaas.v1.RecordAnnouncement.record:type_name -> slimfaas.v1.FunctionRecord
-	78,  // 64: slimfaas.v1.RecordAnnouncement.version:type_name -> slimfaas.v1.Version
-	89,  // 65: slimfaas.v1.LoadReport.functions:type_name -> slimfaas.v1.FunctionLoad
-	90,  // 66: slimfaas.v1.FunctionLoad.draining:type_name -> slimfaas.v1.DrainReport
-	78,  // 67: slimfaas.v1.DrainReport.version:type_name -> slimfaas.v1.Version
-	92,  // 68: slimfaas.v1.DemandReport.functions:type_name -> slimfaas.v1.FunctionDemand
-	42,  // 69: slimfaas.v1.EventShare.request:type_name -> slimfaas.v1.StoredRequest
-	98,  // 70: slimfaas.v1.EventShare.targets:type_name -> slimfaas.v1.EventTarget
-	101, // 71: slimfaas.v1.EventShareResult.results:type_name -> slimfaas.v1.EventResult
-	8,   // 72: slimfaas.v1.QueueService.Submit:input_type -> slimfaas.v1.SubmitRequest
-	27,  // 73: slimfaas.v1.QueueService.Deliver:input_type -> slimfaas.v1.DeliverUp
-	25,  // 74: slimfaas.v1.QueueService.Heartbeat:input_type -> slimfaas.v1.HeartbeatRequest
-	45,  // 75: slimfaas.v1.QueueService.GetCall:input_type -> slimfaas.v1.GetCallRequest
-	47,  // 76: slimfaas.v1.QueueService.GetResult:input_type -> slimfaas.v1.GetResultRequest
-	49,  // 77: slimfaas.v1.QueueService.ListDead:input_type -> slimfaas.v1.ListDeadRequest
-	51,  // 78: slimfaas.v1.QueueService.Redrive:input_type -> slimfaas.v1.RedriveRequest
-	53,  // 79: slimfaas.v1.QueueService.Purge:input_type -> slimfaas.v1.PurgeRequest
-	56,  // 80: slimfaas.v1.QueueService.Facts:input_type -> slimfaas.v1.FactsRequest
-	62,  // 81: slimfaas.v1.QueueService.Demand:input_type -> slimfaas.v1.DemandRequest
-	63,  // 82: slimfaas.v1.QueueService.Cluster:input_type -> slimfaas.v1.ClusterRequest
-	35,  // 83: slimfaas.v1.QueueService.ReadPayload:input_type -> slimfaas.v1.ReadPayloadRequest
-	83,  // 84: slimfaas.v1.TableService.Pull:input_type -> slimfaas.v1.PullRequest
-	66,  // 85: slimfaas.v1.AdminService.Node:input_type -> slimfaas.v1.NodeRequest
-	68,  // 86: slimfaas.v1.AdminService.AddMember:input_type -> slimfaas.v1.AddMemberRequest
-	69,  // 87: slimfaas.v1.AdminService.PromoteMember:input_type -> slimfaas.v1.PromoteMemberRequest
-	70,  // 88: slimfaas.v1.AdminService.RemoveMember:input_type -> slimfaas.v1.RemoveMemberRequest
-	72,  // 89: slimfaas.v1.AdminService.Transfer:input_type -> slimfaas.v1.TransferRequest
-	74,  // 90: slimfaas.v1.AdminService.Backup:input_type -> slimfaas.v1.BackupRequest
-	9,   // 91: slimfaas.v1.QueueService.Submit:output_type -> slimfaas.v1.SubmitResponse
-	28,  // 92: slimfaas.v1.QueueService.Deliver:output_type -> slimfaas.v1.DeliverDown
-	26,  // 93: slimfaas.v1.QueueService.Heartbeat:output_type -> slimfaas.v1.HeartbeatResponse
-	46,  // 94: slimfaas.v1.QueueService.GetCall:output_type -> slimfaas.v1.GetCallResponse
-	48,  // 95: slimfaas.v1.QueueService.GetResult:output_type -> slimfaas.v1.GetResultResponse
-	50,  // 96: slimfaas.v1.QueueService.ListDead:output_type -> slimfaas.v1.ListDeadResponse
-	52,  // 97: slimfaas.v1.QueueService.Redrive:output_type -> slimfaas.v1.RedriveResponse
-	54,  // 98: slimfaas.v1.QueueService.Purge:output_type -> slimfaas.v1.PurgeResponse
-	57,  // 99: slimfaas.v1.QueueService.Facts:output_type -> slimfaas.v1.FactsResponse
-	91,  // 100: slimfaas.v1.QueueService.Demand:output_type -> slimfaas.v1.DemandReport
-	64,  // 101: slimfaas.v1.QueueService.Cluster:output_type -> slimfaas.v1.ClusterResponse
-	36,  // 102: slimfaas.v1.QueueService.ReadPayload:output_type -> slimfaas.v1.ReadPayloadResponse
-	84,  // 103: slimfaas.v1.TableService.Pull:output_type -> slimfaas.v1.PullResponse
-	67,  // 104: slimfaas.v1.AdminService.Node:output_type -> slimfaas.v1.NodeResponse
-	71,  // 105: slimfaas.v1.AdminService.AddMember:output_type -> slimfaas.v1.ChangeResponse
-	71,  // 106: slimfaas.v1.AdminService.PromoteMember:output_type -> slimfaas.v1.ChangeResponse
-	71,  // 107: slimfaas.v1.AdminService.RemoveMember:output_type -> slimfaas.v1.ChangeResponse
-	73,  // 108: slimfaas.v1.AdminService.Transfer:output_type -> slimfaas.v1.TransferResponse
-	75,  // 109: slimfaas.v1.AdminService.Backup:output_type -> slimfaas.v1.BackupResponse
-	91,  // [91:110] is the sub-list for method output_type
-	72,  // [72:91] is the sub-list for method input_type
-	72,  // [72:72] is the sub-list for extension type_name
-	72,  // [72:72] is the sub-list for extension extendee
-	0,   // [0:72] is the sub-list for field type_name
+	42,  // 24: slimfaas.v1.DeliverUp.slots:type_name -> slimfaas.v1.SlotReport
+	33,  // 25: slimfaas.v1.DeliverDown.welcome:type_name -> slimfaas.v1.Welcome
+	34,  // 26: slimfaas.v1.DeliverDown.grant:type_name -> slimfaas.v1.Grant
+	37,  // 27: slimfaas.v1.DeliverDown.grant_frame:type_name -> slimfaas.v1.GrantFrame
+	38,  // 28: slimfaas.v1.DeliverDown.withdraw:type_name -> slimfaas.v1.Withdraw
+	40,  // 29: slimfaas.v1.DeliverDown.result_ack:type_name -> slimfaas.v1.ResultAck
+	41,  // 30: slimfaas.v1.DeliverDown.list_held:type_name -> slimfaas.v1.ListHeld
+	7,   // 31: slimfaas.v1.DeliverDown.not_leader:type_name -> slimfaas.v1.NotLeader
+	45,  // 32: slimfaas.v1.DeliverDown.slots:type_name -> slimfaas.v1.SlotOrder
+	30,  // 33: slimfaas.v1.Hello.capacity:type_name -> slimfaas.v1.Capacity
+	31,  // 34: slimfaas.v1.Hello.held:type_name -> slimfaas.v1.Held
+	42,  // 35: slimfaas.v1.Hello.slots:type_name -> slimfaas.v1.SlotReport
+	31,  // 36: slimfaas.v1.HeldHeartbeat.held:type_name -> slimfaas.v1.Held
+	3,   // 37: slimfaas.v1.TryResult.outcome:type_name -> slimfaas.v1.TryOutcome
+	0,   // 38: slimfaas.v1.ResultAck.code:type_name -> slimfaas.v1.Code
+	43,  // 39: slimfaas.v1.SlotReport.functions:type_name -> slimfaas.v1.FunctionSlots
+	44,  // 40: slimfaas.v1.FunctionSlots.pools:type_name -> slimfaas.v1.Slots
+	46,  // 41: slimfaas.v1.SlotOrder.shares:type_name -> slimfaas.v1.SlotShare
+	49,  // 42: slimfaas.v1.StoredRequest.headers:type_name -> slimfaas.v1.Header
+	49,  // 43: slimfaas.v1.StoredAnswer.headers:type_name -> slimfaas.v1.Header
+	60,  // 44: slimfaas.v1.GetCallResponse.call:type_name -> slimfaas.v1.Call
+	60,  // 45: slimfaas.v1.GetResultResponse.call:type_name -> slimfaas.v1.Call
+	0,   // 46: slimfaas.v1.ListDeadResponse.code:type_name -> slimfaas.v1.Code
+	60,  // 47: slimfaas.v1.ListDeadResponse.calls:type_name -> slimfaas.v1.Call
+	4,   // 48: slimfaas.v1.Call.state:type_name -> slimfaas.v1.CallState
+	63,  // 49: slimfaas.v1.FactsResponse.sessions:type_name -> slimfaas.v1.Session
+	64,  // 50: slimfaas.v1.FactsResponse.locks:type_name -> slimfaas.v1.Lock
+	65,  // 51: slimfaas.v1.FactsResponse.history:type_name -> slimfaas.v1.LastActivity
+	66,  // 52: slimfaas.v1.FactsResponse.overrides:type_name -> slimfaas.v1.Override
+	2,   // 53: slimfaas.v1.Session.kind:type_name -> slimfaas.v1.SessionKind
+	70,  // 54: slimfaas.v1.ClusterResponse.members:type_name -> slimfaas.v1.Member
+	69,  // 55: slimfaas.v1.NodeResponse.cluster:type_name -> slimfaas.v1.ClusterResponse
+	70,  // 56: slimfaas.v1.AddMemberRequest.member:type_name -> slimfaas.v1.Member
+	81,  // 57: slimfaas.v1.BackupResponse.header:type_name -> slimfaas.v1.BackupHeader
+	82,  // 58: slimfaas.v1.BackupResponse.end:type_name -> slimfaas.v1.BackupEnd
+	83,  // 59: slimfaas.v1.FunctionRecord.version:type_name -> slimfaas.v1.Version
+	85,  // 60: slimfaas.v1.FunctionRecord.replicas:type_name -> slimfaas.v1.Replica
+	5,   // 61: slimfaas.v1.Replica.state:type_name -> slimfaas.v1.ReplicaState
+	86,  // 62: slimfaas.v1.Replica.probe:type_name -> slimfaas.v1.Probe
+	6,   // 63: slimfaas.v1.Probe.kind:type_name -> slimfaas.v1.ProbeKind
+	83,  // 64: slimfaas.v1.TableDigest.version:type_name -> slimfaas.v1.Version
+	83,  // 65: slimfaas.v1.PullRequest.since:type_name -> slimfaas.v1.Version
+	87,  // 66: slimfaas.v1.PullResponse.digest:type_name -> slimfaas.v1.TableDigest
+	84,  // 67: slimfaas.v1.PullResponse.records:type_name -> slimfaas.v1.FunctionRecord
+	85,  // 68: slimfaas.v1.Sighting.replica:type_name -> slimfaas.v1.Replica
+	84,  // 69: slimfaas.v1.RecordAnnouncement.record:type_name -> slimfaas.v1.FunctionRecord
+	83,  // 70: slimfaas.v1.RecordAnnouncement.version:type_name -> slimfaas.v1.Version
+	94,  // 71: slimfaas.v1.LoadReport.functions:type_name -> slimfaas.v1.FunctionLoad
+	95,  // 72: slimfaas.v1.FunctionLoad.draining:type_name -> slimfaas.v1.DrainReport
+	83,  // 73: slimfaas.v1.DrainReport.version:type_name -> slimfaas.v1.Version
+	97,  // 74: slimfaas.v1.DemandReport.functions:type_name -> slimfaas.v1.FunctionDemand
+	47,  // 75: slimfaas.v1.EventShare.request:type_name -> slimfaas.v1.StoredRequest
+	103, // 76: slimfaas.v1.EventShare.targets:type_name -> slimfaas.v1.EventTarget
+	106, // 77: slimfaas.v1.EventShareResult.results:type_name -> slimfaas.v1.EventResult
+	8,   // 78: slimfaas.v1.QueueService.Submit:input_type -> slimfaas.v1.SubmitRequest
+	27,  // 79: slimfaas.v1.QueueService.Deliver:input_type -> slimfaas.v1.DeliverUp
+	25,  // 80: slimfaas.v1.QueueService.Heartbeat:input_type -> slimfaas.v1.HeartbeatRequest
+	50,  // 81: slimfaas.v1.QueueService.GetCall:input_type -> slimfaas.v1.GetCallRequest
+	52,  // 82: slimfaas.v1.QueueService.GetResult:input_type -> slimfaas.v1.GetResultRequest
+	54,  // 83: slimfaas.v1.QueueService.ListDead:input_type -> slimfaas.v1.ListDeadRequest
+	56,  // 84: slimfaas.v1.QueueService.Redrive:input_type -> slimfaas.v1.RedriveRequest
+	58,  // 85: slimfaas.v1.QueueService.Purge:input_type -> slimfaas.v1.PurgeRequest
+	61,  // 86: slimfaas.v1.QueueService.Facts:input_type -> slimfaas.v1.FactsRequest
+	67,  // 87: slimfaas.v1.QueueService.Demand:input_type -> slimfaas.v1.DemandRequest
+	68,  // 88: slimfaas.v1.QueueService.Cluster:input_type -> slimfaas.v1.ClusterRequest
+	35,  // 89: slimfaas.v1.QueueService.ReadPayload:input_type -> slimfaas.v1.ReadPayloadRequest
+	88,  // 90: slimfaas.v1.TableService.Pull:input_type -> slimfaas.v1.PullRequest
+	71,  // 91: slimfaas.v1.AdminService.Node:input_type -> slimfaas.v1.NodeRequest
+	73,  // 92: slimfaas.v1.AdminService.AddMember:input_type -> slimfaas.v1.AddMemberRequest
+	74,  // 93: slimfaas.v1.AdminService.PromoteMember:input_type -> slimfaas.v1.PromoteMemberRequest
+	75,  // 94: slimfaas.v1.AdminService.RemoveMember:input_type -> slimfaas.v1.RemoveMemberRequest
+	77,  // 95: slimfaas.v1.AdminService.Transfer:input_type -> slimfaas.v1.TransferRequest
+	79,  // 96: slimfaas.v1.AdminService.Backup:input_type -> slimfaas.v1.BackupRequest
+	9,   // 97: slimfaas.v1.QueueService.Submit:output_type -> slimfaas.v1.SubmitResponse
+	28,  // 98: slimfaas.v1.QueueService.Deliver:output_type -> slimfaas.v1.DeliverDown
+	26,  // 99: slimfaas.v1.QueueService.Heartbeat:output_type -> slimfaas.v1.HeartbeatResponse
+	51,  // 100: slimfaas.v1.QueueService.GetCall:output_type -> slimfaas.v1.GetCallResponse
+	53,  // 101: slimfaas.v1.QueueService.GetResult:output_type -> slimfaas.v1.GetResultResponse
+	55,  // 102: slimfaas.v1.QueueService.ListDead:output_type -> slimfaas.v1.ListDeadResponse
+	57,  // 103: slimfaas.v1.QueueService.Redrive:output_type -> slimfaas.v1.RedriveResponse
+	59,  // 104: slimfaas.v1.QueueService.Purge:output_type -> slimfaas.v1.PurgeResponse
+	62,  // 105: slimfaas.v1.QueueService.Facts:output_type -> slimfaas.v1.FactsResponse
+	96,  // 106: slimfaas.v1.QueueService.Demand:output_type -> slimfaas.v1.DemandReport
+	69,  // 107: slimfaas.v1.QueueService.Cluster:output_type -> slimfaas.v1.ClusterResponse
+	36,  // 108: slimfaas.v1.QueueService.ReadPayload:output_type -> slimfaas.v1.ReadPayloadResponse
+	89,  // 109: slimfaas.v1.TableService.Pull:output_type -> slimfaas.v1.PullResponse
+	72,  // 110: slimfaas.v1.AdminService.Node:output_type -> slimfaas.v1.NodeResponse
+	76,  // 111: slimfaas.v1.AdminService.AddMember:output_type -> slimfaas.v1.ChangeResponse
+	76,  // 112: slimfaas.v1.AdminService.PromoteMember:output_type -> slimfaas.v1.ChangeResponse
+	76,  // 113: slimfaas.v1.AdminService.RemoveMember:output_type -> slimfaas.v1.ChangeResponse
+	78,  // 114: slimfaas.v1.AdminService.Transfer:output_type -> slimfaas.v1.TransferResponse
+	80,  // 115: slimfaas.v1.AdminService.Backup:output_type -> slimfaas.v1.BackupResponse
+	97,  // [97:116] is the sub-list for method output_type
+	78,  // [78:97] is the sub-list for method input_type
+	78,  // [78:78] is the sub-list for extension type_name
+	78,  // [78:78] is the sub-list for extension extendee
+	0,   // [0:78] is the sub-list for field type_name
 }
 
 func init() { file_slimfaas_proto_init() }
@@ -7618,6 +7989,7 @@ func file_slimfaas_proto_init() {
 		(*DeliverUp_Capacity)(nil),
 		(*DeliverUp_Result)(nil),
 		(*DeliverUp_Heartbeat)(nil),
+		(*DeliverUp_Slots)(nil),
 	}
 	file_slimfaas_proto_msgTypes[21].OneofWrappers = []any{
 		(*DeliverDown_Welcome)(nil),
@@ -7627,8 +7999,9 @@ func file_slimfaas_proto_init() {
 		(*DeliverDown_ResultAck)(nil),
 		(*DeliverDown_ListHeld)(nil),
 		(*DeliverDown_NotLeader)(nil),
+		(*DeliverDown_Slots)(nil),
 	}
-	file_slimfaas_proto_msgTypes[68].OneofWrappers = []any{
+	file_slimfaas_proto_msgTypes[73].OneofWrappers = []any{
 		(*BackupResponse_Header)(nil),
 		(*BackupResponse_Data)(nil),
 		(*BackupResponse_End)(nil),
@@ -7639,7 +8012,7 @@ func file_slimfaas_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_slimfaas_proto_rawDesc), len(file_slimfaas_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   95,
+			NumMessages:   100,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

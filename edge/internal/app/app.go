@@ -153,6 +153,7 @@ func New(ctx context.Context, o Options, log *slog.Logger) (*App, error) {
 		Name: o.Name, Address: o.InternalAddress, MaxHeld: o.MaxHeld, MaxBytes: o.MaxHeldBytes, Drain: o.Drain,
 		Open: a.open, Do: a.do, ReadBody: a.readBody, Replicas: a.functions, Log: a.log,
 	})
+	a.functions.Said = a.deliverer.SlotsChanged
 	a.publisher = events.NewPublisher(events.Options{
 		Functions: a.functions, Awake: a.awake, Concurrency: o.EventConcurrency, Drain: o.Drain, Log: a.log,
 	})

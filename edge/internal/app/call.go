@@ -79,6 +79,10 @@ func (c *caller) call(w http.ResponseWriter, r *http.Request, in *httpapi.Reques
 // quietly answers a request that neither wakes the function nor keeps it awake.
 func (c *caller) quietly(w http.ResponseWriter, r *http.Request, in *httpapi.Request, patience time.Duration) {
 	lease, ok := in.Function.Choose(load.Quiet, nil)
+	if !ok && atLimit(in.Function) {
+		problem.Write(w, limitReached(in.Function))
+		return
+	}
 	if !ok {
 		problem.Write(w, problem.Problem{
 			Status: http.StatusServiceUnavailable, Type: "urn:slimfaas:asleep", Title: "The function sleeps",
@@ -121,10 +125,24 @@ func (c *caller) refuse(w http.ResponseWriter, f *replica.Function, waited time.
 	case errors.Is(err, replica.ErrBroken):
 		p.Type, p.Title = "urn:slimfaas:broken-function", "The function is not started"
 		p.Detail = "The annotations of " + f.Name() + " are invalid, so it is not started. GET /explain/" + f.Name() + " names each key and what was expected."
+	case atLimit(f):
+		p = limitReached(f)
 	default:
 		p.RetryAfter = retry(5 * time.Second)
 		p.Detail = "No replica of " + f.Name() + " was ready within " + waited.String() +
 			" (DefaultSync.HttpTimeout of SlimFaas/Configuration, or Prefer: wait). GET /explain/" + f.Name() + " says what is awaited."
 	}
 	problem.Write(w, p)
+}
+
+// atLimit: there are replicas, and the calls that the function lets them have.
+func atLimit(f *replica.Function) bool { return f.Limited() && len(f.Ready()) > 0 }
+
+func limitReached(f *replica.Function) problem.Problem {
+	return problem.Problem{
+		Status: http.StatusServiceUnavailable, Type: problem.TypeFull, Title: "The function has as many calls as it takes",
+		Detail: "No run slot of " + f.Name() + " was free in time (SlimFaas/NumberParallelRequestSync, SlimFaas/NumberParallelRequestPerPodSync; " +
+			"the leader of the queue shares them out among the edges).",
+		RetryAfter: time.Second,
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -84,6 +85,7 @@ type connection struct {
 	node     string
 	stream   Stream
 	wake     chan struct{} // capacity 1
+	ordered  atomic.Uint64 // version of the last order of run slots that was taken
 	list     bool          // guarded by Deliverer.mu: send the list with the next heartbeat, now
 	capacity uint32        // guarded by Deliverer.mu: last told
 }
@@ -246,6 +248,7 @@ func (d *Deliverer) begin(stream Stream, node string) (*connection, *wire.Delive
 	return c, &wire.DeliverUp{Up: &wire.DeliverUp_Hello{Hello: &wire.Hello{
 		Name: d.opts.Name, Incarnation: d.incarnation, Address: d.opts.Address,
 		Capacity: &wire.Capacity{MaxHeld: c.capacity}, Held: list(d.held, d.expected),
+		Slots: &wire.SlotReport{Functions: d.opts.Replicas.SlotReport(true)},
 	}}}
 }
 
@@ -279,7 +282,11 @@ func (d *Deliverer) write(ctx context.Context, c *connection) {
 	defer tick.Stop()
 	beat, listed := true, true
 	for {
-		for _, up := range d.due(c, beat, listed) {
+		ups := d.due(c, beat, listed)
+		if report := d.slots(c, beat); report != nil {
+			ups = append(ups, report)
+		}
+		for _, up := range ups {
 			if c.stream.Send(up) != nil {
 				return // the reader has the reason
 			}
@@ -322,6 +329,23 @@ func (d *Deliverer) due(c *connection, beat, listed bool) []*wire.DeliverUp {
 		ups = append(ups, &wire.DeliverUp{Up: &wire.DeliverUp_Heartbeat{Heartbeat: heartbeat(d.held, d.expected, listed)}})
 	}
 	return ups
+}
+
+// slots is the report of run slots that is due; nil: none.
+func (d *Deliverer) slots(c *connection, whole bool) *wire.DeliverUp {
+	applied := c.ordered.Load() // before: what is reported is at least as new
+	functions := d.opts.Replicas.SlotReport(whole)
+	if len(functions) == 0 {
+		return nil
+	}
+	return &wire.DeliverUp{Up: &wire.DeliverUp_Slots{Slots: &wire.SlotReport{Applied: applied, Functions: functions}}}
+}
+
+// SlotsChanged sends a report of run slots soon.
+func (d *Deliverer) SlotsChanged() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.nudge()
 }
 
 // capacity is how many tries to ask for. Holds mu.

@@ -24,6 +24,9 @@ func (d *Deliverer) take(c *connection, down *wire.DeliverDown) {
 		c.list = true
 		d.nudge()
 		d.mu.Unlock()
+	case *wire.DeliverDown_Slots:
+		d.opts.Replicas.ObeySlots(m.Slots)
+		c.ordered.Store(m.Slots.GetVersion())
 	case *wire.DeliverDown_Welcome:
 		d.welcome(c, m.Welcome)
 	}

@@ -19,13 +19,17 @@ type Lease struct {
 	*Replica
 	Function *Function
 	call     load.Call
+	slots    slotted
 }
 
-// Choose counts a call on the least loaded usable replica. skip (may be nil) passes over replicas already tried. False:
-// none may be used now.
+// Choose counts a call, of a caller that waits, on the least loaded usable replica. skip (may be nil) passes over replicas already
+// tried. False: none may be used now, or the function's limits of sync calls are reached.
 func (f *Function) Choose(kind load.Kind, skip func(*Replica) bool) (*Lease, bool) {
 	// A replica that closes between the look and the count is undone and the choice repeated; each repeat needs a change
 	// of the table or a pace reached meanwhile, so a few are plenty.
+	if f.Spec().NumberParallelRequestSync > 0 && !f.slots.room() {
+		return nil, false
+	}
 	for range 4 {
 		r := f.least(skip)
 		if r == nil {
@@ -50,12 +54,17 @@ func (f *Function) Reserve(name string, kind load.Kind) (*Lease, bool) {
 
 // begin counts first and looks afterwards: a draining replica reported with zero open gets no call after the report.
 func (f *Function) begin(r *Replica, kind load.Kind, paced bool) (*Lease, bool) {
+	slots, ok := f.takeSlots(r, kind)
+	if !ok {
+		return nil, false
+	}
 	call, open := f.load.Begin(&r.slot.load, kind)
 	if !r.slot.usable() || paced && r.slot.paced.Load() && open > f.pace() {
 		call.End()
+		f.freeSlots(r.slot, slots)
 		return nil, false
 	}
-	return &Lease{Replica: r, Function: f, call: call}, true
+	return &Lease{Replica: r, Function: f, call: call, slots: slots}, true
 }
 
 func (f *Function) pace() int64 { return int64(max(1, f.Spec().NumberParallelRequestPerPod)) }
@@ -87,6 +96,9 @@ func (f *Function) better(best, r *Replica, skip func(*Replica) bool) *Replica {
 		return best
 	}
 	if r.slot.paced.Load() && r.slot.load.Open() >= f.pace() {
+		return best
+	}
+	if f.Spec().NumberParallelRequestPerPodSync > 0 && !r.slot.slots.room() {
 		return best
 	}
 	if best == nil {
@@ -126,7 +138,10 @@ func (l *Lease) Stream() { l.call.Stream() }
 // End takes the call off the counts. Only the first End counts.
 func (l *Lease) End() {
 	l.call.End()
-	if l.slot.paced.Load() {
+	slots := l.slots
+	l.slots = slotted{}
+	l.Function.freeSlots(l.slot, slots)
+	if l.slot.paced.Load() || slots != (slotted{}) && l.Function.load.Parked() > 0 {
 		l.Function.set.woken(l.Function)
 	}
 }

@@ -24,8 +24,10 @@ type Function struct {
 	view atomic.Pointer[view]
 	turn atomic.Uint32 // rotates among replicas that are equally loaded
 
+	slots gauge // of NumberParallelRequestSync
+
 	mu      sync.Mutex // guards writers of view and the fields below
-	slots   map[string]*slot
+	lives   map[string]*slot
 	sighted []sighting
 }
 
@@ -66,6 +68,7 @@ const (
 // slot is what outlives a view: one replica in one life.
 type slot struct {
 	load     load.Replica
+	slots    gauge // of NumberParallelRequestPerPodSync
 	route    atomic.Int32
 	probed   atomic.Bool  // an early probe succeeded
 	used     atomic.Bool  // has been usable: pacing is decided once
@@ -77,7 +80,7 @@ type slot struct {
 }
 
 func newFunction(name string, s *Set) *Function {
-	f := &Function{name: name, set: s, load: s.loads.Function(name), slots: map[string]*slot{}}
+	f := &Function{name: name, set: s, load: s.loads.Function(name), lives: map[string]*slot{}}
 	f.view.Store(&view{record: &wire.FunctionRecord{Name: name}, spec: &function.Specification{}})
 	return f
 }
@@ -147,7 +150,7 @@ func (f *Function) rebuild(rec *wire.FunctionRecord, spec *function.Specificatio
 		if r.GetHost() == "" || len(r.GetPorts()) == 0 || live[key] != nil {
 			return
 		}
-		s := f.slots[key]
+		s := f.lives[key]
 		if s == nil {
 			s = &slot{}
 		}
@@ -171,7 +174,7 @@ func (f *Function) rebuild(rec *wire.FunctionRecord, spec *function.Specificatio
 	for i := range f.sighted {
 		add(f.sighted[i].replica, &f.sighted[i])
 	}
-	for key, s := range f.slots {
+	for key, s := range f.lives {
 		if live[key] == nil {
 			s.route.Store(routeNever)
 			s.load.SetDraining(false)
@@ -180,7 +183,7 @@ func (f *Function) rebuild(rec *wire.FunctionRecord, spec *function.Specificatio
 			}
 		}
 	}
-	f.slots = live
+	f.lives = live
 	f.view.Store(next) // after the slots are closed: see Draining
 }
 

@@ -22,11 +22,15 @@ type Set struct {
 	// Woken is called, outside locks, when a replica may have become usable or a paced call ended: parked requests look
 	// again. Set it before the first Apply.
 	Woken func(*Function)
+	// Said is called, outside locks, when SlotReport has something new. Set it before the first Apply.
+	Said func()
 
 	epoch     atomic.Uint64                     // the highest of a record applied
 	functions sync.Map                          // name → *Function; read without a lock
 	hosts     atomic.Pointer[map[string]string] // host name → name of its function; nil: no function has one
 	trusted   sync.Map                          // netip.Addr of replicas of Trusted functions → struct{}; read without a lock
+
+	book slotBook
 
 	mu      sync.Mutex // guards writers of the maps, and holders
 	holders map[netip.Addr]int
@@ -94,6 +98,9 @@ func (s *Set) Apply(rec *wire.FunctionRecord, spec *function.Specification) {
 	}
 	if len(f.Draining()) > 0 {
 		f.load.Changed()
+	}
+	if f.Limited() {
+		s.say(f.name) // what goes back with a replica, and what those that wait may have of a new one
 	}
 	if s.Woken != nil {
 		s.Woken(f)

@@ -135,6 +135,7 @@ func (w *Waker) Acquire(ctx context.Context, f *replica.Function, patience time.
 	}
 	defer w.total.Add(-1)
 	defer f.Load().Park()()
+	f.Hungry() // after Park: what waits is what is asked for
 	return w.wait(ctx, w.lot(f), patience)
 }
 

@@ -136,7 +136,7 @@ func (d *Dispatcher) TableSynced() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.office != nil {
-		d.office.setSynced()
+		d.office.setSynced(time.Now())
 		d.hurry()
 	}
 }
@@ -187,7 +187,7 @@ func (d *Dispatcher) dispatch(ctx context.Context, o *office) {
 		case <-safety.C:
 			d.with(o, func(now time.Time) {
 				if !o.synced && d.config.Table.Synced() {
-					o.setSynced()
+					o.setSynced(now)
 				}
 				o.recheck(now)
 			})

@@ -37,6 +37,7 @@ type office struct {
 	aging     map[command.ID]struct{} // those of them that have not ended
 	agesAt    time.Time               // when the first is over
 	uploads   uploads
+	slots     syncSlots
 	expiry    time.Time // no session can expire before; zero: look now
 
 	flipped    bool   // a count left or reached zero since the last demand report
@@ -81,6 +82,7 @@ func newOffice(m *fsm.Machine, now time.Time, settingsOf func(string) (Function,
 			o.sessions[s.ID] = newSession(s, now)
 		}
 	}
+	o.slots = newSyncSlots(o.sessions)
 	for c := range m.Unfinished() {
 		o.enter(fsm.Change{Call: c}, now, true)
 	}
@@ -347,6 +349,7 @@ func (o *office) tick(now time.Time) {
 		o.look(w.lane)
 	}
 	o.tickAges(now)
+	o.tickSlots(now)
 	o.uploads.tick(now)
 	if !o.expiry.After(now) {
 		o.expire(now)
@@ -383,6 +386,9 @@ func (o *office) next() time.Time {
 	}
 	if len(o.uploads.by) > 0 {
 		at = earlier(at, o.uploads.next)
+	}
+	if !o.slots.turn.IsZero() {
+		at = earlier(at, o.slots.turn)
 	}
 	return at
 }
@@ -439,6 +445,7 @@ func (o *office) lane(name string, now time.Time) *lane {
 
 // setFunction takes a record of the table; known false: it is not, or no longer, in it.
 func (o *office) setFunction(f Function, known bool, now time.Time) {
+	o.planSlots(now, f.Name)
 	l, ok := o.lanes[f.Name]
 	if !ok {
 		return // read when the first call comes
@@ -477,8 +484,9 @@ func (o *office) settle(l *lane, spec *function.Specification) {
 }
 
 // setSynced: the table is complete.
-func (o *office) setSynced() {
+func (o *office) setSynced(now time.Time) {
 	o.synced = true
+	o.planAllSlots(now)
 	for _, l := range o.lanes {
 		o.look(l)
 	}

@@ -208,7 +208,7 @@ func TestOnlyReadyReplicasOfAConfirmedTableAreGranted(t *testing.T) {
 		t.Fatal("granted without a table")
 	}
 	w.function("f", 10, 10)
-	w.office.setSynced()
+	w.office.setSynced(w.now)
 	w.propose()
 	if len(w.office.runs) != 0 {
 		t.Fatal("granted without a replica")

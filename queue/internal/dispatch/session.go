@@ -40,6 +40,7 @@ func (o *office) forgetSession(s *session, now time.Time) {
 	}
 	delete(o.sessions, s.ID)
 	o.unlink(s)
+	o.leaveSlots(s, now)
 	for _, r := range s.held {
 		o.finish(r, noAnswer("edge lost"), now)
 	}
@@ -82,6 +83,7 @@ func (o *office) attach(s *session, hello *wire.Hello, node string, now time.Tim
 		Session: s.ID, TtlMs: uint64(s.ttl().Milliseconds()), Node: node,
 	}}}})
 	o.reconcile(s, hello.GetHeld(), now)
+	o.greetSlots(s, hello.GetSlots(), now)
 	for _, out := range unsent {
 		if out.grant != nil {
 			s.link.push(out)

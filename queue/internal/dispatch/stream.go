@@ -148,6 +148,8 @@ func (o *office) hear(s *session, up *wire.DeliverUp, now time.Time) bool {
 		s.seen = now
 	case *wire.DeliverUp_Heartbeat:
 		o.heartbeat(s, m.Heartbeat, now)
+	case *wire.DeliverUp_Slots:
+		o.hearSlots(s, m.Slots, now)
 	case *wire.DeliverUp_Result:
 		return !o.result(s, m.Result, now)
 	case *wire.DeliverUp_Hello:
