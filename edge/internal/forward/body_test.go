@@ -82,13 +82,18 @@ func TestATalkInBothDirectionsMayBeSilent(t *testing.T) {
 	t.Parallel()
 	b := setup(t, serve(t, func(w http.ResponseWriter, r *http.Request) {
 		_ = http.NewResponseController(w).EnableFullDuplex()
+		first := make([]byte, 1) // the edge reads the body by then
+		if _, err := io.ReadFull(r.Body, first); err != nil {
+			t.Error(err)
+		}
 		w.WriteHeader(http.StatusOK)
+		_, _ = w.Write(first)
 		w.(http.Flusher).Flush()
 		_, _ = io.Copy(w, r.Body)
 	}))
 	b.noteDeadlines()
 	from, to := io.Pipe()
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, b.url+"/function/fib", from)
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, b.url+"/function/fib", io.MultiReader(strings.NewReader("1"), from))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +109,7 @@ func TestATalkInBothDirectionsMayBeSilent(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = to.Close()
-	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "late" {
+	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "1late" {
 		t.Errorf("%q %v", body, err)
 	}
 }
