@@ -179,11 +179,14 @@ func (c *Conn) Answer(method string, informed func(*http.Response)) (*http.Respo
 	if method == http.MethodHead {
 		request = toHead
 	}
-	c.left, c.limited = c.maxHeader, true
+	c.left, c.limited, c.broke = c.maxHeader, true, nil
 	defer func() { c.limited = false }()
 	for {
 		resp, err := http.ReadResponse(c.r, request)
 		switch {
+		case err != nil && c.broke != nil && c.broke != io.EOF: //nolint:errorlint // a Reader gives EOF itself
+			// What had come by then may look like a malformed head.
+			return nil, fmt.Errorf("reading the answer: %w", c.broke)
 		case err != nil:
 			return nil, fmt.Errorf("reading the answer: %w", err)
 		case resp.StatusCode == http.StatusSwitchingProtocols && c.upgrade == "":

@@ -165,6 +165,7 @@ type Conn struct {
 	maxHeader int
 	left      int    // bytes of the head that may still come
 	limited   bool   // a head is being read
+	broke     error  // why reading it ended; nil: it did not
 	used      bool   // it has carried a request before
 	upgrade   string // what the last request asked for
 }
@@ -220,5 +221,6 @@ func (l *headLimit) Read(p []byte) (int, error) {
 	}
 	n, err := l.Conn.Read(p)
 	l.left -= n
+	l.broke = err
 	return n, err
 }
