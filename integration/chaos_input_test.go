@@ -177,7 +177,7 @@ func malformedRequests(t *testing.T, c *cluster.Cluster, n nemesis, rec records)
 	}
 	total := n.runs(400, 10_000)
 	for i := range total {
-		id := fmt.Sprintf("id%06dx", i)
+		id := fmt.Sprintf("id%016x", n.Uint64()) // so long that no mutation makes one request's into another's
 		request := fmt.Sprintf(malformed[i%len(malformed)], id)
 		if i >= len(malformed) {
 			request = n.mutate(request)
@@ -191,8 +191,8 @@ func malformedRequests(t *testing.T, c *cluster.Cluster, n nemesis, rec records)
 		t.Error("few were refused: the requests are not what they should be")
 	}
 	for _, l := range rec.started(t, "echo") {
-		if at := strings.Index(l.URI, "id"); at >= 0 && len(l.URI) >= at+9 {
-			if what, ok := refused.Load(l.URI[at : at+9]); ok {
+		if at := strings.Index(l.URI, "id"); at >= 0 && len(l.URI) >= at+18 {
+			if what, ok := refused.Load(l.URI[at : at+18]); ok {
 				t.Errorf("the function was called with %s %s, though %s", l.Method, l.URI, what)
 			}
 		}
