@@ -27,7 +27,7 @@ import (
 	"time"
 )
 
-// Line is one record. Phase is "listen", "body", "start" or "end" (Aborted: the caller went away first).
+// Line is one record. Phase is "listen" (URI: where), "body", "start" or "end" (Aborted: the caller went away first).
 type Line struct {
 	Phase   string
 	AtMs    int64
@@ -186,7 +186,7 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	r.write(Line{Phase: "listen"})
+	r.write(Line{Phase: "listen", URI: "http://" + server.Addr})
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 		log.Fatal(err)
 	}

@@ -231,6 +231,10 @@ func (b *Bus) Respond(reply string, m proto.Message) error {
 // message is the handler's to keep. reply is empty unless the sender waits for an answer. Interest elsewhere is certain only after a Flush.
 // stop ends it; a handler that runs at that moment ends in its own time.
 func (b *Bus) Subscribe(subject string, handle func(msg []byte, reply string)) (stop func(), err error) {
+	return b.subscribe(subject, func(m *nats.Msg) { handle(m.Data, m.Reply) })
+}
+
+func (b *Bus) subscribe(subject string, handle nats.MsgHandler) (stop func(), err error) {
 	s, err := b.conn.Subscribe(subject, func(m *nats.Msg) {
 		b.mu.Lock()
 		if b.ending {
@@ -240,7 +244,7 @@ func (b *Bus) Subscribe(subject string, handle func(msg []byte, reply string)) (
 		b.callbacks.Add(1)
 		b.mu.Unlock()
 		defer b.callbacks.Done()
-		handle(m.Data, m.Reply)
+		handle(m)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("subscribing to %s: %w", subject, err)
@@ -304,6 +308,31 @@ func (b *Bus) RequestMany(ctx context.Context, subject string, m proto.Message, 
 		answers = append(answers, answer.Data)
 	}
 	return answers, nil
+}
+
+// Converse sends m to whoever listens and hands each answer to handle, one at a time and in order, in a goroutine of the library,
+// until stop. When no one listens, handle is called once, with ErrNobody. An answer on the way at that moment may come after stop.
+func (b *Bus) Converse(subject string, m proto.Message, handle func(answer []byte, err error)) (stop func(), err error) {
+	data, err := encode(m)
+	if err != nil {
+		return nil, fmt.Errorf("conversing on %s: %w", subject, err)
+	}
+	inbox := b.conn.NewInbox()
+	stop, err = b.subscribe(inbox, func(m *nats.Msg) {
+		if len(m.Data) == 0 && m.Header.Get("Status") == "503" { // the server's word (nats.go: noResponders)
+			handle(nil, ErrNobody)
+			return
+		}
+		handle(m.Data, nil)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := b.conn.PublishRequest(subject, inbox, data); err != nil {
+		stop()
+		return nil, fmt.Errorf("conversing on %s: %w", subject, translate(err))
+	}
+	return stop, nil
 }
 
 // Close lets running handlers end, sends what is buffered, and closes the connection; at most 5 s.

@@ -6768,21 +6768,84 @@ func (x *ExplainResponse) GetJson() []byte {
 	return nil
 }
 
-// EventShare asks another edge to call these replicas. The shape is final; sharing itself comes with the edge issue.
+// EdgeHello, edge → edges, each second: I am there and take shares of events; with leaving: no more.
+type EdgeHello struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Edge          string                 `protobuf:"bytes,1,opt,name=edge,proto3" json:"edge,omitempty"`
+	Incarnation   string                 `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Leaving       bool                   `protobuf:"varint,3,opt,name=leaving,proto3" json:"leaving,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EdgeHello) Reset() {
+	*x = EdgeHello{}
+	mi := &file_slimfaas_proto_msgTypes[95]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EdgeHello) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EdgeHello) ProtoMessage() {}
+
+func (x *EdgeHello) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[95]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EdgeHello.ProtoReflect.Descriptor instead.
+func (*EdgeHello) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{95}
+}
+
+func (x *EdgeHello) GetEdge() string {
+	if x != nil {
+		return x.Edge
+	}
+	return ""
+}
+
+func (x *EdgeHello) GetIncarnation() string {
+	if x != nil {
+		return x.Incarnation
+	}
+	return ""
+}
+
+func (x *EdgeHello) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
+}
+
+// EventShare, edge → one edge: a share of an event's calls, in two steps (docs/adr/0020-shared-events.md). The first carries the
+// share; once it is acknowledged, the second, of id and begin alone, starts the calls. Without it in time nothing is called.
 type EventShare struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	PublishId     []byte                 `protobuf:"bytes,1,opt,name=publish_id,json=publishId,proto3" json:"publish_id,omitempty"` // remembered 5 minutes; a second run is refused
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // of this share: 16 random bytes, used once
 	Taker         string                 `protobuf:"bytes,2,opt,name=taker,proto3" json:"taker,omitempty"`
 	Event         string                 `protobuf:"bytes,3,opt,name=event,proto3" json:"event,omitempty"`
 	Request       *StoredRequest         `protobuf:"bytes,4,opt,name=request,proto3" json:"request,omitempty"`
 	Targets       []*EventTarget         `protobuf:"bytes,5,rep,name=targets,proto3" json:"targets,omitempty"`
+	Begin         bool                   `protobuf:"varint,6,opt,name=begin,proto3" json:"begin,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EventShare) Reset() {
 	*x = EventShare{}
-	mi := &file_slimfaas_proto_msgTypes[95]
+	mi := &file_slimfaas_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6794,7 +6857,7 @@ func (x *EventShare) String() string {
 func (*EventShare) ProtoMessage() {}
 
 func (x *EventShare) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[95]
+	mi := &file_slimfaas_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6807,12 +6870,12 @@ func (x *EventShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventShare.ProtoReflect.Descriptor instead.
 func (*EventShare) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{95}
+	return file_slimfaas_proto_rawDescGZIP(), []int{96}
 }
 
-func (x *EventShare) GetPublishId() []byte {
+func (x *EventShare) GetId() []byte {
 	if x != nil {
-		return x.PublishId
+		return x.Id
 	}
 	return nil
 }
@@ -6845,22 +6908,28 @@ func (x *EventShare) GetTargets() []*EventTarget {
 	return nil
 }
 
+func (x *EventShare) GetBegin() bool {
+	if x != nil {
+		return x.Begin
+	}
+	return false
+}
+
+// EventTarget is replicas of one function and how each is called: 1 + retry_delays_ms tries of timeout_ms.
 type EventTarget struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Function      string                 `protobuf:"bytes,1,opt,name=function,proto3" json:"function,omitempty"`
-	Replica       string                 `protobuf:"bytes,2,opt,name=replica,proto3" json:"replica,omitempty"`
-	Host          string                 `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
-	Port          uint32                 `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`
-	TimeoutMs     uint64                 `protobuf:"varint,5,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
-	RetryDelaysMs []uint64               `protobuf:"varint,6,rep,packed,name=retry_delays_ms,json=retryDelaysMs,proto3" json:"retry_delays_ms,omitempty"`
-	RetryStatuses []uint32               `protobuf:"varint,7,rep,packed,name=retry_statuses,json=retryStatuses,proto3" json:"retry_statuses,omitempty"`
+	Replicas      []string               `protobuf:"bytes,2,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	TimeoutMs     uint64                 `protobuf:"varint,3,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	RetryDelaysMs []uint64               `protobuf:"varint,4,rep,packed,name=retry_delays_ms,json=retryDelaysMs,proto3" json:"retry_delays_ms,omitempty"`
+	RetryStatuses []uint32               `protobuf:"varint,5,rep,packed,name=retry_statuses,json=retryStatuses,proto3" json:"retry_statuses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EventTarget) Reset() {
 	*x = EventTarget{}
-	mi := &file_slimfaas_proto_msgTypes[96]
+	mi := &file_slimfaas_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6872,7 +6941,7 @@ func (x *EventTarget) String() string {
 func (*EventTarget) ProtoMessage() {}
 
 func (x *EventTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[96]
+	mi := &file_slimfaas_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6885,7 +6954,7 @@ func (x *EventTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventTarget.ProtoReflect.Descriptor instead.
 func (*EventTarget) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{96}
+	return file_slimfaas_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *EventTarget) GetFunction() string {
@@ -6895,25 +6964,11 @@ func (x *EventTarget) GetFunction() string {
 	return ""
 }
 
-func (x *EventTarget) GetReplica() string {
+func (x *EventTarget) GetReplicas() []string {
 	if x != nil {
-		return x.Replica
+		return x.Replicas
 	}
-	return ""
-}
-
-func (x *EventTarget) GetHost() string {
-	if x != nil {
-		return x.Host
-	}
-	return ""
-}
-
-func (x *EventTarget) GetPort() uint32 {
-	if x != nil {
-		return x.Port
-	}
-	return 0
+	return nil
 }
 
 func (x *EventTarget) GetTimeoutMs() uint64 {
@@ -6937,30 +6992,32 @@ func (x *EventTarget) GetRetryStatuses() []uint32 {
 	return nil
 }
 
-type EventShareAck struct {
+// EventShareReply, helper → the inbox of the taker. The first has no results and acknowledges, or refuses; then results as they
+// come, at least every 500 ms one message, be it empty. A result of no tries was not called: the taker calls it.
+type EventShareReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	PublishId     []byte                 `protobuf:"bytes,1,opt,name=publish_id,json=publishId,proto3" json:"publish_id,omitempty"`
-	Edge          string                 `protobuf:"bytes,2,opt,name=edge,proto3" json:"edge,omitempty"`
-	Refused       bool                   `protobuf:"varint,3,opt,name=refused,proto3" json:"refused,omitempty"`
+	Edge          string                 `protobuf:"bytes,1,opt,name=edge,proto3" json:"edge,omitempty"`
+	Refused       bool                   `protobuf:"varint,2,opt,name=refused,proto3" json:"refused,omitempty"`
+	Results       []*EventResult         `protobuf:"bytes,3,rep,name=results,proto3" json:"results,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *EventShareAck) Reset() {
-	*x = EventShareAck{}
-	mi := &file_slimfaas_proto_msgTypes[97]
+func (x *EventShareReply) Reset() {
+	*x = EventShareReply{}
+	mi := &file_slimfaas_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *EventShareAck) String() string {
+func (x *EventShareReply) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*EventShareAck) ProtoMessage() {}
+func (*EventShareReply) ProtoMessage() {}
 
-func (x *EventShareAck) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[97]
+func (x *EventShareReply) ProtoReflect() protoreflect.Message {
+	mi := &file_slimfaas_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6971,98 +7028,30 @@ func (x *EventShareAck) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use EventShareAck.ProtoReflect.Descriptor instead.
-func (*EventShareAck) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{97}
+// Deprecated: Use EventShareReply.ProtoReflect.Descriptor instead.
+func (*EventShareReply) Descriptor() ([]byte, []int) {
+	return file_slimfaas_proto_rawDescGZIP(), []int{98}
 }
 
-func (x *EventShareAck) GetPublishId() []byte {
-	if x != nil {
-		return x.PublishId
-	}
-	return nil
-}
-
-func (x *EventShareAck) GetEdge() string {
+func (x *EventShareReply) GetEdge() string {
 	if x != nil {
 		return x.Edge
 	}
 	return ""
 }
 
-func (x *EventShareAck) GetRefused() bool {
+func (x *EventShareReply) GetRefused() bool {
 	if x != nil {
 		return x.Refused
 	}
 	return false
 }
 
-type EventShareResult struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	PublishId     []byte                 `protobuf:"bytes,1,opt,name=publish_id,json=publishId,proto3" json:"publish_id,omitempty"`
-	Edge          string                 `protobuf:"bytes,2,opt,name=edge,proto3" json:"edge,omitempty"`
-	Results       []*EventResult         `protobuf:"bytes,3,rep,name=results,proto3" json:"results,omitempty"`
-	Done          bool                   `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *EventShareResult) Reset() {
-	*x = EventShareResult{}
-	mi := &file_slimfaas_proto_msgTypes[98]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *EventShareResult) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*EventShareResult) ProtoMessage() {}
-
-func (x *EventShareResult) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[98]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use EventShareResult.ProtoReflect.Descriptor instead.
-func (*EventShareResult) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{98}
-}
-
-func (x *EventShareResult) GetPublishId() []byte {
-	if x != nil {
-		return x.PublishId
-	}
-	return nil
-}
-
-func (x *EventShareResult) GetEdge() string {
-	if x != nil {
-		return x.Edge
-	}
-	return ""
-}
-
-func (x *EventShareResult) GetResults() []*EventResult {
+func (x *EventShareReply) GetResults() []*EventResult {
 	if x != nil {
 		return x.Results
 	}
 	return nil
-}
-
-func (x *EventShareResult) GetDone() bool {
-	if x != nil {
-		return x.Done
-	}
-	return false
 }
 
 type EventResult struct {
@@ -7610,35 +7599,30 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\bfunction\x18\x01 \x01(\tR\bfunction\";\n" +
 	"\x0fExplainResponse\x12\x14\n" +
 	"\x05found\x18\x01 \x01(\bR\x05found\x12\x12\n" +
-	"\x04json\x18\x02 \x01(\fR\x04json\"\xc1\x01\n" +
+	"\x04json\x18\x02 \x01(\fR\x04json\"[\n" +
+	"\tEdgeHello\x12\x12\n" +
+	"\x04edge\x18\x01 \x01(\tR\x04edge\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\tR\vincarnation\x12\x18\n" +
+	"\aleaving\x18\x03 \x01(\bR\aleaving\"\xc8\x01\n" +
 	"\n" +
-	"EventShare\x12\x1d\n" +
-	"\n" +
-	"publish_id\x18\x01 \x01(\fR\tpublishId\x12\x14\n" +
+	"EventShare\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
 	"\x05taker\x18\x02 \x01(\tR\x05taker\x12\x14\n" +
 	"\x05event\x18\x03 \x01(\tR\x05event\x124\n" +
 	"\arequest\x18\x04 \x01(\v2\x1a.slimfaas.v1.StoredRequestR\arequest\x122\n" +
-	"\atargets\x18\x05 \x03(\v2\x18.slimfaas.v1.EventTargetR\atargets\"\xd9\x01\n" +
+	"\atargets\x18\x05 \x03(\v2\x18.slimfaas.v1.EventTargetR\atargets\x12\x14\n" +
+	"\x05begin\x18\x06 \x01(\bR\x05begin\"\xb3\x01\n" +
 	"\vEventTarget\x12\x1a\n" +
-	"\bfunction\x18\x01 \x01(\tR\bfunction\x12\x18\n" +
-	"\areplica\x18\x02 \x01(\tR\areplica\x12\x12\n" +
-	"\x04host\x18\x03 \x01(\tR\x04host\x12\x12\n" +
-	"\x04port\x18\x04 \x01(\rR\x04port\x12\x1d\n" +
+	"\bfunction\x18\x01 \x01(\tR\bfunction\x12\x1a\n" +
+	"\breplicas\x18\x02 \x03(\tR\breplicas\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\x05 \x01(\x04R\ttimeoutMs\x12&\n" +
-	"\x0fretry_delays_ms\x18\x06 \x03(\x04R\rretryDelaysMs\x12%\n" +
-	"\x0eretry_statuses\x18\a \x03(\rR\rretryStatuses\"\\\n" +
-	"\rEventShareAck\x12\x1d\n" +
-	"\n" +
-	"publish_id\x18\x01 \x01(\fR\tpublishId\x12\x12\n" +
-	"\x04edge\x18\x02 \x01(\tR\x04edge\x12\x18\n" +
-	"\arefused\x18\x03 \x01(\bR\arefused\"\x8d\x01\n" +
-	"\x10EventShareResult\x12\x1d\n" +
-	"\n" +
-	"publish_id\x18\x01 \x01(\fR\tpublishId\x12\x12\n" +
-	"\x04edge\x18\x02 \x01(\tR\x04edge\x122\n" +
-	"\aresults\x18\x03 \x03(\v2\x18.slimfaas.v1.EventResultR\aresults\x12\x12\n" +
-	"\x04done\x18\x04 \x01(\bR\x04done\"\xa8\x01\n" +
+	"timeout_ms\x18\x03 \x01(\x04R\ttimeoutMs\x12&\n" +
+	"\x0fretry_delays_ms\x18\x04 \x03(\x04R\rretryDelaysMs\x12%\n" +
+	"\x0eretry_statuses\x18\x05 \x03(\rR\rretryStatuses\"s\n" +
+	"\x0fEventShareReply\x12\x12\n" +
+	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x18\n" +
+	"\arefused\x18\x02 \x01(\bR\arefused\x122\n" +
+	"\aresults\x18\x03 \x03(\v2\x18.slimfaas.v1.EventResultR\aresults\"\xa8\x01\n" +
 	"\vEventResult\x12\x1a\n" +
 	"\bfunction\x18\x01 \x01(\tR\bfunction\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\tR\areplica\x12\x16\n" +
@@ -7835,10 +7819,10 @@ var file_slimfaas_proto_goTypes = []any{
 	(*TableAsk)(nil),             // 99: slimfaas.v1.TableAsk
 	(*ExplainRequest)(nil),       // 100: slimfaas.v1.ExplainRequest
 	(*ExplainResponse)(nil),      // 101: slimfaas.v1.ExplainResponse
-	(*EventShare)(nil),           // 102: slimfaas.v1.EventShare
-	(*EventTarget)(nil),          // 103: slimfaas.v1.EventTarget
-	(*EventShareAck)(nil),        // 104: slimfaas.v1.EventShareAck
-	(*EventShareResult)(nil),     // 105: slimfaas.v1.EventShareResult
+	(*EdgeHello)(nil),            // 102: slimfaas.v1.EdgeHello
+	(*EventShare)(nil),           // 103: slimfaas.v1.EventShare
+	(*EventTarget)(nil),          // 104: slimfaas.v1.EventTarget
+	(*EventShareReply)(nil),      // 105: slimfaas.v1.EventShareReply
 	(*EventResult)(nil),          // 106: slimfaas.v1.EventResult
 }
 var file_slimfaas_proto_depIdxs = []int32{
@@ -7918,8 +7902,8 @@ var file_slimfaas_proto_depIdxs = []int32{
 	83,  // 73: slimfaas.v1.DrainReport.version:type_name -> slimfaas.v1.Version
 	97,  // 74: slimfaas.v1.DemandReport.functions:type_name -> slimfaas.v1.FunctionDemand
 	47,  // 75: slimfaas.v1.EventShare.request:type_name -> slimfaas.v1.StoredRequest
-	103, // 76: slimfaas.v1.EventShare.targets:type_name -> slimfaas.v1.EventTarget
-	106, // 77: slimfaas.v1.EventShareResult.results:type_name -> slimfaas.v1.EventResult
+	104, // 76: slimfaas.v1.EventShare.targets:type_name -> slimfaas.v1.EventTarget
+	106, // 77: slimfaas.v1.EventShareReply.results:type_name -> slimfaas.v1.EventResult
 	8,   // 78: slimfaas.v1.QueueService.Submit:input_type -> slimfaas.v1.SubmitRequest
 	27,  // 79: slimfaas.v1.QueueService.Deliver:input_type -> slimfaas.v1.DeliverUp
 	25,  // 80: slimfaas.v1.QueueService.Heartbeat:input_type -> slimfaas.v1.HeartbeatRequest

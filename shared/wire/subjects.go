@@ -23,7 +23,10 @@ const (
 	SubjectFacts = "slimfaas.facts"
 	// SubjectExplain: edge asks, only the leading scaler answers. Lost: the edge answers 503 after its timeout.
 	SubjectExplain = "slimfaas.explain"
-	// SubjectEventShare: edge → one edge (by queue-group-free request; the payload names it). Reserved for the edge issue.
+	// SubjectEdgeHello: edge → edges, each second. Lost: the next one; three lost, and events are not shared with it.
+	SubjectEdgeHello = "slimfaas.edge.hello"
+	// SubjectEventShare and a dot and the incarnation of the edge that shall help: edge → that edge. Lost: the taker calls the
+	// share itself after EventAckWithin, or what is left of it after EventSilence.
 	SubjectEventShare = "slimfaas.event.share"
 )
 
@@ -67,6 +70,13 @@ const (
 	// ReportEvery and FullReportEvery pace load and demand reports.
 	ReportEvery     = time.Second
 	FullReportEvery = 5 * time.Second
+	// HelloEvery paces an edge's hello; one not heard for EdgeForgotten is asked for no help.
+	HelloEvery    = time.Second
+	EdgeForgotten = 3500 * time.Millisecond
+	// EventAckWithin bounds the wait for a helper's word before it has begun, EventSilence that after. A helper waits for its
+	// begin half of EventSilence at most, so it never starts what its taker has given up.
+	EventAckWithin = 200 * time.Millisecond
+	EventSilence   = 2 * time.Second
 	// DigestEvery paces the table digest.
 	DigestEvery = time.Second
 	// DeletionKept is how long a deleted function's record stays in the table.

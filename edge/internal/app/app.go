@@ -90,6 +90,7 @@ type App struct {
 	forwarder *forward.Forwarder
 	deliverer *async.Deliverer
 	publisher *events.Publisher
+	roster    *events.Roster
 
 	public, internal, admin *serve.Server
 	stopping                atomic.Bool
@@ -154,8 +155,12 @@ func New(ctx context.Context, o Options, log *slog.Logger) (*App, error) {
 		Open: a.open, Do: a.do, ReadBody: a.readBody, Replicas: a.functions, Log: a.log,
 	})
 	a.functions.Said = a.deliverer.SlotsChanged
+	a.roster = &events.Roster{
+		Edge: o.Name, Incarnation: a.deliverer.Incarnation(),
+		Publish: func(m *wire.EdgeHello) error { return a.bus.Publish(wire.SubjectEdgeHello, m) },
+	}
 	a.publisher = events.NewPublisher(events.Options{
-		Functions: a.functions, Awake: a.awake, Concurrency: o.EventConcurrency, Drain: o.Drain, Log: a.log,
+		Functions: a.functions, Awake: a.awake, Concurrency: o.EventConcurrency, Bus: a.bus, Roster: a.roster, Drain: o.Drain, Log: a.log,
 	})
 	a.reporter = &load.Reporter{
 		Tracker: a.loads, Edge: o.Name, Incarnation: a.deliverer.Incarnation(), Epoch: a.functions.Epoch,
@@ -207,6 +212,7 @@ func (a *App) listeners() {
 		Uploads:  uploads.Calls,
 		Conns:    func() (int, uint64) { return a.public.Conns() },
 		Shed:     func() uint64 { return a.shed.Refused() },
+		Shares:   a.publisher.Shares,
 	})
 	registry.MustRegister(a.wakes)
 	exposition := obs.Handler(registry, a.log)
@@ -331,6 +337,7 @@ func (a *App) Run(ctx context.Context) error {
 	}
 	plumbing.Go(func() error { return a.admin.Run(broken, time.Second) })
 	watch(&report, func() error { a.reporter.Run(reporting); return nil })
+	watch(&traffic, func() error { a.roster.Run(serving); return nil })
 	watch(&delivery, func() error { return a.deliverer.Run(delivering) })
 	watch(&traffic, func() error { return a.public.Run(serving, a.options.Drain) })
 	watch(&traffic, func() error { return a.internal.Run(serving, a.options.Drain) })
@@ -369,23 +376,38 @@ func (a *App) Run(ctx context.Context) error {
 
 // onBus subscribes to what the table's follower does not, and returns how to end it.
 func (a *App) onBus() (stop func()) {
-	unsight, err := a.bus.Subscribe(wire.SubjectSighting, func(msg []byte, _ string) {
-		var m wire.Sighting
-		if err := proto.Unmarshal(msg, &m); err != nil {
-			a.log.Warn("a sighting cannot be read", "err", err)
+	stops := []func(){
+		hear(a, wire.SubjectSighting, func(m *wire.Sighting, _ string) { a.functions.Sight(m) }),
+		hear(a, wire.SubjectEdgeHello, func(m *wire.EdgeHello, _ string) { a.roster.Heard(m) }),
+		hear(a, wire.SubjectEventShare+"."+a.roster.Incarnation, a.publisher.Help),
+		a.bus.OnReconnect(a.loads.Now), // what scalers missed
+	}
+	return func() {
+		for _, stop := range stops {
+			stop()
+		}
+	}
+}
+
+// hear hands the messages of a subject to handle, until stop.
+func hear[M any, P interface {
+	*M
+	proto.Message
+}](a *App, subject string, handle func(m P, reply string),
+) (stop func()) {
+	stop, err := a.bus.Subscribe(subject, func(raw []byte, reply string) {
+		m := P(new(M))
+		if err := proto.Unmarshal(raw, m); err != nil {
+			a.log.Warn("a message of the bus cannot be read", "subject", subject, "err", err)
 			return
 		}
-		a.functions.Sight(&m)
+		handle(m, reply)
 	})
-	if err != nil { // only a closed connection; the follower says so too
-		a.log.Error("no sightings will be heard", "err", err)
-		unsight = func() {}
+	if err != nil { // only a closed connection; the table's follower says so too
+		a.log.Error("nothing will be heard", "subject", subject, "err", err)
+		return func() {}
 	}
-	unreport := a.bus.OnReconnect(a.loads.Now) // what scalers missed
-	return func() {
-		unreport()
-		unsight()
-	}
+	return stop
 }
 
 // Close ends what New made; after Run.

@@ -1,5 +1,6 @@
-// Package events delivers a published event: one call to every ready replica of every subscriber, from this edge, with
-// retries, and a line of report for each. Nothing is kept: a replica that is not there now does not get it.
+// Package events delivers a published event: one call to every ready replica of every subscriber, with retries, and a line of
+// report for each. The calls of a large one are shared with other edges (docs/adr/0020-shared-events.md). Nothing is kept: a
+// replica that is not there now does not get it.
 package events
 
 import (
@@ -8,22 +9,26 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/slimfaas/slimfaas/edge/internal/load"
 	"github.com/slimfaas/slimfaas/edge/internal/message"
 	"github.com/slimfaas/slimfaas/edge/internal/replica"
 	"github.com/slimfaas/slimfaas/shared/function"
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
 
-// Options of a Publisher. All are needed.
+// Options of a Publisher. All but Bus are needed.
 type Options struct {
 	Functions *replica.Set
 	// Awake wakes a function and returns once a replica of it may be called, or the patience is over.
 	Awake func(ctx context.Context, f *replica.Function, patience time.Duration) error
-	// Concurrency is how many calls of one publish are open at one time. Waiting for a retry is not being open.
+	// Concurrency is how many calls of one publish, or of one share of it, this edge has open at one time. Waiting for a retry
+	// is not being open.
 	Concurrency int
+	// Bus and Roster: with them large events are shared. A nil Bus: this edge makes all calls.
+	Bus    Bus
+	Roster *Roster
 	// Drain bounds the wait for deliveries under way at the stop.
 	Drain time.Duration
 	Log   *slog.Logger
@@ -34,16 +39,24 @@ type Publisher struct {
 	opts      Options
 	transport *message.Transport
 	running   sync.WaitGroup
+	shares    struct{ helped, notTaken, silent atomic.Uint64 }
 
 	mu      sync.Mutex // guards the fields below
 	cancels map[uint64]context.CancelFunc
 	next    uint64
 	closed  bool
+	offers  map[string]offer // by id
+	helping int              // shares of other edges being called
+}
+
+// Shares says how many shares of events other edges have called so far, did not take, and fell silent over.
+func (p *Publisher) Shares() (helped, notTaken, silent uint64) {
+	return p.shares.helped.Load(), p.shares.notTaken.Load(), p.shares.silent.Load()
 }
 
 // NewPublisher returns a Publisher.
 func NewPublisher(opts Options) *Publisher {
-	return &Publisher{opts: opts, transport: message.NewTransport(), cancels: map[uint64]context.CancelFunc{}}
+	return &Publisher{opts: opts, transport: message.NewTransport(), cancels: map[uint64]context.CancelFunc{}, offers: map[string]offer{}}
 }
 
 // errClosed says that the edge stops and takes no events.
@@ -64,15 +77,15 @@ func (p *Publisher) Publish(ctx context.Context, event string, internal bool, re
 		return nil, true, errClosed
 	}
 	results := make(chan []*wire.EventResult, 1)
-	p.running.Go(func() {
+	go func() {
 		defer done()
 		defer ended()
 		results <- p.deliver(ctx, event, subscribers, request)
-	})
+	}()
 	return results, true, nil
 }
 
-// begin registers a publish that outlives its caller, though not the Publisher.
+// begin registers a publish that outlives its caller, though not the Publisher: Close waits for done.
 func (p *Publisher) begin(ctx context.Context) (context.Context, func(), bool) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	p.mu.Lock()
@@ -84,7 +97,9 @@ func (p *Publisher) begin(ctx context.Context) (context.Context, func(), bool) {
 	p.next++
 	number := p.next
 	p.cancels[number] = cancel
+	p.running.Add(1)
 	return ctx, func() {
+		defer p.running.Done()
 		cancel()
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -123,30 +138,29 @@ func permitted(all []function.Subscription, event string, internal bool) bool {
 	return i >= 0 && (internal || all[i].Visibility == function.Public)
 }
 
-// deliver calls every ready replica and waits for all of them. A subscriber that asks for it (SlimFaas/EventsWake) is woken where
-// none is ready, and then the replicas that are by then are called.
+// deliver has every ready replica called and waits for all of them. A subscriber that asks for it (SlimFaas/EventsWake) is woken
+// where none is ready, and then the replicas that are by then are called.
 func (p *Publisher) deliver(ctx context.Context, event string, subscribers []*replica.Function, request *wire.StoredRequest) []*wire.EventResult {
 	open := make(chan struct{}, max(1, p.opts.Concurrency))
 	lines := make([][]*wire.EventResult, len(subscribers)) // by subscriber: each is written by one goroutine
-	var calls sync.WaitGroup
-	call := func(i int, f *replica.Function) {
+	deliveries := func(i int, f *replica.Function) (all []*delivery) {
+		retry := retryFrom(f.Spec().Configuration.DefaultPublish)
 		for _, r := range f.Ready() {
-			d := &delivery{
-				publisher: p, f: f, replica: r.Name, open: open, request: request,
-				retry:  f.Spec().Configuration.DefaultPublish,
-				result: &wire.EventResult{Function: f.Name(), Replica: r.Name},
-			}
-			lines[i] = append(lines[i], d.result)
-			calls.Go(func() {
-				began := time.Now()
-				d.run(ctx)
-				d.result.DurationMs = uint64(time.Since(began).Milliseconds())
-			})
+			d := newDelivery(p, f, f.Name(), r.Name, retry, open, request)
+			lines[i], all = append(lines[i], d.result), append(all, d)
+		}
+		return all
+	}
+	var calls sync.WaitGroup
+	call := func(all []*delivery) {
+		for _, d := range all {
+			calls.Go(func() { d.run(ctx) })
 		}
 	}
+	var ready []*delivery
 	for i, f := range subscribers {
 		if !f.Spec().EventsWake || len(f.Ready()) > 0 {
-			call(i, f)
+			ready = append(ready, deliveries(i, f)...)
 			continue
 		}
 		calls.Go(func() {
@@ -156,9 +170,14 @@ func (p *Publisher) deliver(ctx context.Context, event string, subscribers []*re
 				lines[i] = []*wire.EventResult{{Function: f.Name(), Error: err.Error(), DurationMs: uint64(time.Since(began).Milliseconds())}}
 				return
 			}
-			call(i, f)
+			call(deliveries(i, f))
 		})
 	}
+	mine, shares := p.share(event, ready, request)
+	for _, s := range shares {
+		calls.Go(func() { call(p.ask(ctx, s)) })
+	}
+	call(mine)
 	calls.Wait()
 	results := slices.Concat([]*wire.EventResult{}, slices.Concat(lines...)) // never null in the report
 	p.tell(event, results)
@@ -178,72 +197,4 @@ func (p *Publisher) tell(event string, results []*wire.EventResult) {
 		p.opts.Log.Info("event not delivered everywhere", "event", event, "replicas", len(results), "failed", len(failed),
 			"fn", first.Function, "replica", first.Replica, "status", first.Status, "tries", first.Tries, "reason", first.Error)
 	}
-}
-
-// delivery is one event on its way to one replica.
-type delivery struct {
-	publisher *Publisher
-	f         *replica.Function
-	replica   string
-	retry     function.RetryConfiguration
-	open      chan struct{} // one place per open call
-	request   *wire.StoredRequest
-	result    *wire.EventResult
-}
-
-// run tries 1 + len(TimeoutRetries) times, with HttpTimeout for each (the original's covered all tries together).
-func (d *delivery) run(ctx context.Context) {
-	for i := 0; ; i++ {
-		select {
-		case d.open <- struct{}{}:
-		case <-ctx.Done():
-			d.result.Error = errClosed.Error()
-			return
-		}
-		again := d.try(ctx)
-		<-d.open
-		if !again || i >= len(d.retry.TimeoutRetries) {
-			return
-		}
-		pause := time.NewTimer(time.Duration(d.retry.TimeoutRetries[i]) * time.Second)
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
-			pause.Stop()
-			return
-		}
-	}
-}
-
-// try calls the replica once and says whether that may be repeated. As the original, a timeout counts as 504; a connection
-// that failed may always be repeated.
-func (d *delivery) try(ctx context.Context) (again bool) {
-	lease, ok := d.f.Reserve(d.replica, load.Delivery)
-	if !ok {
-		d.result.Error = "the replica is not ready any more"
-		return false
-	}
-	defer lease.End()
-	timeout := time.Duration(max(1, d.retry.HttpTimeout)) * time.Second
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	d.result.Tries++
-	answer, err := d.publisher.transport.Send(ctx, lease.Address, d.request, nil)
-	if err == nil {
-		lease.Answered()
-		d.result.Status, d.result.Error = uint32(answer.Status), ""
-		if answer.Status < 200 || answer.Status >= 400 {
-			d.result.Error = "the function answered an error"
-		}
-		return slices.Contains(d.retry.HttpStatusRetries, answer.Status)
-	}
-	d.result.Status, d.result.Error = 0, message.Explain(err, timeout)
-	if message.Unreachable(err) {
-		lease.Unreachable()
-		return true
-	}
-	if errors.Is(err, context.DeadlineExceeded) {
-		return slices.Contains(d.retry.HttpStatusRetries, 504)
-	}
-	return ctx.Err() == nil
 }

@@ -43,7 +43,8 @@ var lines = []line{
 	{wire.SubjectDemand, []Role{RoleQueue}, []Role{RoleScaler}},
 	{wire.SubjectFacts, []Role{RoleQueue}, []Role{RoleScaler}},
 	{wire.SubjectExplain, []Role{RoleEdge}, []Role{RoleScaler}},
-	{wire.SubjectEventShare, []Role{RoleEdge}, []Role{RoleEdge}},
+	{wire.SubjectEdgeHello, []Role{RoleEdge}, []Role{RoleEdge}},
+	{wire.SubjectEventShare + ".*", []Role{RoleEdge}, []Role{RoleEdge}}, // the last part is an edge's incarnation
 
 	{RoleEdge.Inbox(), []Role{RoleEdge, RoleScaler}, []Role{RoleEdge}},                // explain, event shares
 	{RoleScaler.Inbox(), []Role{RoleEdge, RoleQueue, RoleScaler}, []Role{RoleScaler}}, // table digests
