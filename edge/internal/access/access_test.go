@@ -52,3 +52,34 @@ func TestWhoIsInternal(t *testing.T) {
 		t.Error("loopback is internal without being configured")
 	}
 }
+
+// FuzzCaller: nobody becomes another by what he says himself. Behind trusted proxies the caller is whom the last of them names,
+// whatever stands to the left of it.
+func FuzzCaller(f *testing.F) {
+	for _, s := range [][2]string{
+		{"10.0.0.1", "203.0.113.5"}, {"unknown", "192.0.2.2,,"}, {"[::1]:99", "::ffff:10.0.0.1"}, {"fe80::1%a,b", "\"10.0.0.1\""}, {"", " "},
+	} {
+		f.Add(s[0], s[1])
+	}
+	rules := access.Rules{
+		TrustedProxies: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/28")},
+		Networks:       []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
+	}
+	nobody := func(netip.Addr) bool { return false }
+	f.Fuzz(func(t *testing.T, forged, said string) {
+		outsider := rules.Caller(access.Peer("203.0.113.5:1"), []string{forged, said})
+		if outsider.ViaProxy || rules.Internal(outsider, nobody) || outsider.Addr.String() != "203.0.113.5" {
+			t.Errorf("%q, %q: an outsider is %+v", forged, said, outsider)
+		}
+		// The proxy adds whom it heard from behind what it was told.
+		heard := rules.Caller(access.Peer("192.0.2.1:1"), []string{forged, said + ", 203.0.113.6"})
+		if !heard.ViaProxy || rules.Internal(heard, nobody) || heard.Addr.String() != "203.0.113.6" {
+			t.Errorf("%q, %q: whom the proxy heard from is %+v", forged, said, heard)
+		}
+		// Two proxies: the second heard from the first, which heard from an outsider.
+		chain := rules.Caller(access.Peer("192.0.2.1:1"), []string{forged, said + ",203.0.113.6,192.0.2.3"})
+		if rules.Internal(chain, nobody) || chain.Addr.String() != "203.0.113.6" {
+			t.Errorf("%q, %q: behind two proxies: %+v", forged, said, chain)
+		}
+	})
+}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/slimfaas/slimfaas/edge/internal/gate"
 	"github.com/slimfaas/slimfaas/edge/internal/route"
+	"github.com/slimfaas/slimfaas/shared/function"
 )
 
 func TestWhatIsRefused(t *testing.T) {
@@ -106,4 +107,43 @@ func TestCrossOrigin(t *testing.T) {
 			t.Errorf("%s: %q preflight %v, want %q %v", c.name, got, preflight, c.want, c.preflight)
 		}
 	}
+}
+
+// FuzzCheck: whatever is let through is one the edge answers, by a method it takes there, for a name that can be a function's.
+func FuzzCheck(f *testing.F) {
+	for _, s := range [][4]string{
+		{"GET", "/function/fib/a?b", "Upgrade", "websocket"}, {"POST", "http://user@h/async-function/f", "Host", "x"},
+		{"CONNECT", "h:443", "", ""}, {"OPTIONS", "*", "", ""}, {"GET", "/function/%2e%2e/x", "Upgrade", "h2c"}, {"TRACE", "//", "X", "\x00"},
+	} {
+		f.Add(s[0], s[1], s[2], s[3], "")
+	}
+	f.Add("GET", "/a//../b", "X", "y", "own")
+	f.Fuzz(func(t *testing.T, verb, target, name, value, own string) {
+		if own != "" && !function.ValidName(own) { // the table has no such
+			t.Skip()
+		}
+		header := map[string][]string{name: {value}}
+		r, refused := gate.Check(gate.Head{Method: verb, Target: target, Header: header, Function: own})
+		if refused.Status != 0 {
+			if refused.Status < 400 || refused.Status > 499 || refused.Type == "" || refused.Detail == "" || (refused.Status == 405) != (refused.Allow != nil) {
+				t.Errorf("%q %q: a refusal nobody can act on: %+v", verb, target, refused)
+			}
+			return
+		}
+		path, query, _ := strings.Cut(target, "?")
+		switch {
+		case !slices.Contains(r.Family.Methods(), verb):
+			t.Errorf("%q %q: %v does not take it", verb, target, r.Family)
+		case len(path) > gate.MaxPath || len(query) > gate.MaxQuery || len(name)+len(value) > gate.MaxHeaderBytes:
+			t.Errorf("%q %.80q: over the limits", verb, target)
+		case strings.ContainsRune(target, 0):
+			t.Errorf("%q %q: a NUL", verb, target)
+		case name == "Upgrade" && !strings.EqualFold(strings.Trim(value, " \t\r\n"), "websocket"):
+			t.Errorf("%q %q: Upgrade: %q", verb, target, value)
+		case r.Family.OfFunction() && (r.Name == "" || strings.Trim(r.Name, "abcdefghijklmnopqrstuvwxyz0123456789-._") != ""):
+			t.Errorf("%q %q: a function named %q", verb, target, r.Name)
+		case r.Query != query:
+			t.Errorf("%q %q: query %q", verb, target, r.Query)
+		}
+	})
 }
