@@ -29,6 +29,8 @@ import (
 type bundle struct {
 	url     string
 	addr    string
+	set     *replica.Set
+	record  *wire.FunctionRecord
 	fn      *replica.Function
 	tracker *load.Tracker
 	timeout time.Duration
@@ -57,6 +59,7 @@ func setup(t *testing.T, addresses ...string) *bundle {
 		})
 	}
 	set.Apply(rec, &function.Specification{NumberParallelRequestPerPod: 10})
+	b.set, b.record = set, rec
 	b.fn, _ = set.Get("fib")
 	f := forward.New(slog.New(slog.DiscardHandler))
 	b.forward = f

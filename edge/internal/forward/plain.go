@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/slimfaas/slimfaas/edge/internal/dial"
@@ -37,10 +38,17 @@ func (f *Forwarder) plain(w http.ResponseWriter, r *http.Request, x *exchange) {
 		defer x.await(cancel)()
 		ctx = with
 	}
+	for f.once(ctx, w, r, x) {
+	}
+}
+
+// once sends the request and passes the answer on. again: it has not been answered, and another replica, which x has now, may be
+// sent it too.
+func (f *Forwarder) once(ctx context.Context, w http.ResponseWriter, r *http.Request, x *exchange) (again bool) {
 	conn, keep, err := f.sent(ctx, r, x)
 	if err != nil {
 		f.refused(w, x, err)
-		return
+		return false
 	}
 	// A connection that is cut must not be used again, and one whose cut is under way neither.
 	whole := false
@@ -57,24 +65,40 @@ func (f *Forwarder) plain(w http.ResponseWriter, r *http.Request, x *exchange) {
 		defer uploaded()
 	}
 	resp, err := conn.Answer(r.Method, func(info *http.Response) { inform(w, info) }) //nolint:bodyclose // its Close would read what is left; the connection is closed instead
+	if err != nil && x.repeatable(r.Method, conn, reason(ctx, err)) && x.another(false) {
+		return true
+	}
 	if err == nil {
 		err = x.answered(resp.Header)
 	}
 	if err != nil {
 		f.refused(w, x, reason(ctx, err))
-		return
+		return false
 	}
 	if !conn.Arrived(resp.ContentLength) {
 		_ = conn.AnswerUntil(time.Time{}, time.Time{}) // fails on a connection that is closed, which the next read says
 	}
 	if resp.StatusCode == http.StatusSwitchingProtocols {
 		tunnel(ctx, w, resp, conn)
-		return
+		return false
 	}
 	if err := f.relay(w, resp, conn); err != nil {
 		panic(http.ErrAbortHandler)
 	}
 	whole = uploaded() && conn.Reusable(resp)
+	return false
+}
+
+// repeatable says whether a request whose connection broke may go to another replica although it was sent (RFC 9110 §9.2.2, ADR 21):
+// its method is idempotent and it has no body, not a byte of an answer came, and the replica is one that goes away.
+func (x *exchange) repeatable(method string, conn *upstream.Conn, err error) bool {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPut, http.MethodDelete:
+	default:
+		return false
+	}
+	broken := errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+	return x.body == nil && broken && conn.Silent() && !x.lease.Usable()
 }
 
 // sent gives a connection that the head of the request has been written to. The connection is closed when ctx ends, until keep is

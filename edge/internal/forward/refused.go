@@ -14,6 +14,7 @@ func (f *Forwarder) refused(w http.ResponseWriter, x *exchange, err error) {
 		panic(http.ErrAbortHandler) // the caller has gone; there is nobody to tell
 	}
 	var tooLarge *http.MaxBytesError
+	broke := false
 	p := problem.Problem{
 		Type: "urn:slimfaas:bad-gateway", Title: "The function's answer broke", Status: http.StatusBadGateway,
 		Detail: "The connection to the replica broke before its answer's headers. The function may have run; SlimFaas does not repeat a call of which a byte was sent.",
@@ -31,6 +32,7 @@ func (f *Forwarder) refused(w http.ResponseWriter, x *exchange, err error) {
 			Detail: "No byte of the body came for " + f.BodyIdle.String() + ", or less than 512 bytes a second. The function has seen the beginning of the request, and that it broke off.",
 		}
 	case errors.Is(err, errNoHeaders):
+		broke = true
 		p = problem.Problem{
 			Type: "urn:slimfaas:timeout", Title: "The function did not answer in time", Status: http.StatusGatewayTimeout,
 			Detail: "No answer headers within " + x.HeaderTimeout.String() + " (DefaultSync.HttpTimeout of SlimFaas/Configuration).",
@@ -41,6 +43,11 @@ func (f *Forwarder) refused(w http.ResponseWriter, x *exchange, err error) {
 			Type:       "urn:slimfaas:unreachable", Title: "No replica took the connection", Status: http.StatusServiceUnavailable,
 			Detail: "Every ready replica refused the connection, or did not take it in time; nothing was sent. GET /explain tells what is known of them.",
 		}
+	default:
+		broke = true
+	}
+	if broke {
+		x.lease.Broke()
 	}
 	f.log.Info("call not answered by its function", "fn", x.lease.Function.Name(), "replica", x.lease.Name, "status", p.Status, "err", err)
 	problem.Write(w, p)

@@ -40,6 +40,7 @@ var (
 	conns      = gauge("slimfaas_edge_connections", "Connections open on the public listener, upgraded ones left out.")
 	away       = prometheus.NewDesc("slimfaas_edge_connections_turned_away_total", "Connections of the public listener that were closed to keep EDGE_MAX_CONNECTIONS.", nil, nil)
 	refused    = prometheus.NewDesc("slimfaas_edge_overload_refused_total", "Requests refused because this edge used too much of its processors (EDGE_RATE_LIMIT).", nil, nil)
+	suspicions = prometheus.NewDesc("slimfaas_edge_replica_suspicions_total", "How often a replica was passed over from then on, because connections to it, or calls of it in a row, failed.", nil, nil)
 	shares     = prometheus.NewDesc("slimfaas_edge_event_shares_total", "Shares of events offered to other edges, by outcome: helped, not_taken, silent.", []string{"outcome"}, nil)
 	overruns   = prometheus.NewDesc("slimfaas_edge_bus_overruns_total", "How often messages of the bus were dropped because they were taken too slowly.", nil, nil)
 )
@@ -50,7 +51,7 @@ func gauge(name, help string, labels ...string) *prometheus.Desc {
 
 // Describe implements prometheus.Collector.
 func (c *Collector) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{inFlight, parked, streams, deliveries, epoch, functions, busUp, session, held, uploads, conns, away, refused, shares, overruns} {
+	for _, d := range []*prometheus.Desc{inFlight, parked, streams, deliveries, epoch, functions, busUp, session, held, uploads, conns, away, refused, suspicions, shares, overruns} {
 		to <- d
 	}
 }
@@ -83,6 +84,7 @@ func (c *Collector) Collect(to chan<- prometheus.Metric) {
 	put(conns, float64(open))
 	to <- prometheus.MustNewConstMetric(away, prometheus.CounterValue, float64(turnedAway))
 	to <- prometheus.MustNewConstMetric(refused, prometheus.CounterValue, float64(c.Shed()))
+	to <- prometheus.MustNewConstMetric(suspicions, prometheus.CounterValue, float64(c.Functions.Suspicions()))
 	helped, notTaken, silent := c.Shares()
 	for outcome, n := range map[string]uint64{"helped": helped, "not_taken": notTaken, "silent": silent} {
 		to <- prometheus.MustNewConstMetric(shares, prometheus.CounterValue, float64(n), outcome)

@@ -10,8 +10,16 @@ import (
 const (
 	// compareAll is up to how many replicas all are compared; of more, two at random.
 	compareAll = 8
-	// suspectFor is how long a replica whose dial failed is passed over while there are others.
-	suspectFor = time.Second
+	// A replica is suspected after one connection that did not come about, or after brokenInARow calls in a row that broke, or
+	// timed out, before an answer. It is passed over while there are others: for suspectFor, then until a trial, one call at a
+	// time, is answered. Each trial doubles the time to the next, up to suspectMost.
+	brokenInARow = 3
+	suspectFor   = time.Second
+	suspectMost  = 30 * time.Second
+	// slowStart is how long a replica that joins others takes to get a full part of the calls. It begins at a tenth.
+	slowStart   = 5 * time.Second
+	fullWeight  = 100
+	firstWeight = fullWeight / 10
 )
 
 // Lease is one counted call on one replica. End it exactly when the call is over, body included.
@@ -26,7 +34,7 @@ type Lease struct {
 // tried. False: none may be used now, or the function's limits of sync calls are reached.
 func (f *Function) Choose(kind load.Kind, skip func(*Replica) bool) (*Lease, bool) {
 	// A replica that closes between the look and the count is undone and the choice repeated; each repeat needs a change
-	// of the table or a pace reached meanwhile, so a few are plenty.
+	// of the table, a pace reached or a trial begun meanwhile, so a few are plenty.
 	if f.Spec().NumberParallelRequestSync > 0 && !f.slots.room() {
 		return nil, false
 	}
@@ -59,7 +67,7 @@ func (f *Function) begin(r *Replica, kind load.Kind, paced bool) (*Lease, bool) 
 		return nil, false
 	}
 	call, open := f.load.Begin(&r.slot.load, kind)
-	if !r.slot.usable() || paced && r.slot.paced.Load() && open > f.pace() {
+	if !r.slot.usable() || paced && (r.slot.paced.Load() && open > f.pace() || !r.slot.trial()) {
 		call.End()
 		f.freeSlots(r.slot, slots)
 		return nil, false
@@ -110,7 +118,7 @@ func (f *Function) better(best, r *Replica, skip func(*Replica) bool) *Replica {
 		}
 		return best
 	}
-	if r.slot.load.Open() < best.slot.load.Open() {
+	if r.slot.lighter(best.slot) {
 		return r
 	}
 	return best
@@ -121,16 +129,84 @@ func (r *Replica) suspected() bool {
 	return until != 0 && time.Now().UnixNano() < until
 }
 
+// lighter says whether one more call is less to s than to other, for its weight.
+func (s *slot) lighter(other *slot) bool {
+	mine, others := s.load.Open(), other.load.Open()
+	if s.joined.Load() == 0 && other.joined.Load() == 0 {
+		return mine < others
+	}
+	now := time.Now()
+	return (mine+1)*other.weight(now) < (others+1)*s.weight(now)
+}
+
+// weight is the part of the calls that a replica gets, of fullWeight.
+func (s *slot) weight(now time.Time) int64 {
+	joined := s.joined.Load()
+	if joined == 0 {
+		return fullWeight
+	}
+	age := now.UnixNano() - joined
+	if age >= int64(slowStart) {
+		s.joined.Store(0)
+		return fullWeight
+	}
+	return max(firstWeight, fullWeight*age/int64(slowStart))
+}
+
+// trial says whether a call may go to a replica that is chosen: to one that was suspected, only the first in its time.
+func (s *slot) trial() bool {
+	until := s.suspect.Load()
+	if until == 0 {
+		return true
+	}
+	now := time.Now()
+	if now.UnixNano() < until {
+		return true // all are suspected
+	}
+	if !s.suspect.CompareAndSwap(until, now.Add(suspicion(s.suspicions.Load()+1)).UnixNano()) {
+		return false
+	}
+	s.suspicions.Add(1)
+	return true
+}
+
+// suspicion is how long the n-th in a row is, from 1.
+func suspicion(n int32) time.Duration {
+	return min(suspectFor<<min(max(n-1, 0), 10), suspectMost)
+}
+
+// suspected from now on, unless it is.
+func (l *Lease) suspected() {
+	s := l.slot
+	until, now := s.suspect.Load(), time.Now()
+	if now.UnixNano() >= until && s.suspect.CompareAndSwap(until, now.Add(suspicion(s.suspicions.Load()+1)).UnixNano()) {
+		s.suspicions.Add(1)
+		l.Function.set.suspicions.Add(1)
+	}
+}
+
 // Answered says that response headers came: after PacedAnswers of them a just-woken replica is a replica like any other.
 func (l *Lease) Answered() {
 	s := l.slot
+	if s.broken.Load() != 0 || s.suspect.Load() != 0 {
+		s.broken.Store(0)
+		s.suspicions.Store(0)
+		s.suspect.Store(0)
+	}
 	if s.paced.Load() && s.answers.Add(1) >= PacedAnswers && s.paced.Swap(false) {
 		l.Function.set.woken(l.Function)
 	}
 }
 
-// Unreachable says that the dial failed: others are preferred for a second.
-func (l *Lease) Unreachable() { l.slot.suspect.Store(time.Now().Add(suspectFor).UnixNano()) }
+// Unreachable says that the dial failed: others are preferred for a while.
+func (l *Lease) Unreachable() { l.suspected() }
+
+// Broke says that the call broke, or was not answered in time, and that it was not the caller's doing.
+func (l *Lease) Broke() {
+	if l.slot.broken.Add(1) >= brokenInARow {
+		l.suspected()
+	}
+}
 
 // Stream marks the call as an open stream: response headers went out, or the connection was upgraded.
 func (l *Lease) Stream() { l.call.Stream() }

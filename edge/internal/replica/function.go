@@ -76,7 +76,11 @@ type slot struct {
 	paced    atomic.Bool  // just woken: NumberParallelRequestPerPod holds
 	answers  atomic.Int32 // while paced
 	probes   atomic.Int32 // open now
-	suspect  atomic.Int64 // unix nanoseconds until which others are preferred; a dial failed
+	joined   atomic.Int64 // unix nanoseconds when it came to others; 0: it has its full part of the calls
+
+	suspect    atomic.Int64 // unix nanoseconds until which others are preferred; 0: it is not suspected
+	suspicions atomic.Int32 // in a row
+	broken     atomic.Int32 // calls in a row that broke before an answer
 }
 
 func newFunction(name string, s *Set) *Function {
@@ -200,10 +204,19 @@ func (s *slot) take(r *wire.Replica, cold bool) {
 		}
 	}
 	s.load.SetDraining(r.GetState() == wire.ReplicaState_REPLICA_STATE_DRAINING)
-	if route == routeReady && !s.used.Swap(true) && cold {
-		s.paced.Store(true)
+	if route == routeReady && !s.used.Swap(true) {
+		s.begins(cold)
 	}
 	s.route.Store(route)
+}
+
+// begins to be used: paced where it is the first, with a small part of the calls where there are others.
+func (s *slot) begins(first bool) {
+	if first {
+		s.paced.Store(true)
+	} else {
+		s.joined.Store(time.Now().UnixNano())
+	}
 }
 
 func (s *slot) usable() bool {
@@ -237,8 +250,8 @@ func (r *Replica) EndProbe(f *Function, ok bool) {
 	if !ok {
 		return
 	}
-	if !r.slot.used.Swap(true) && !slices.ContainsFunc(f.Replicas(), (*Replica).Usable) {
-		r.slot.paced.Store(true)
+	if !r.slot.used.Swap(true) {
+		r.slot.begins(!slices.ContainsFunc(f.Replicas(), (*Replica).Usable))
 	}
 	if !r.slot.probed.Swap(true) {
 		f.set.woken(f)

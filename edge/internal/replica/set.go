@@ -32,6 +32,8 @@ type Set struct {
 
 	book slotBook
 
+	suspicions atomic.Uint64
+
 	mu      sync.Mutex // guards writers of the maps, and holders
 	holders map[netip.Addr]int
 }
@@ -106,6 +108,9 @@ func (s *Set) Apply(rec *wire.FunctionRecord, spec *function.Specification) {
 		s.Woken(f)
 	}
 }
+
+// Suspicions counts how often a replica was passed over from then on, because connections to it or calls of it failed.
+func (s *Set) Suspicions() uint64 { return s.suspicions.Load() }
 
 // Epoch is the highest epoch of the records applied; 0 before the first.
 func (s *Set) Epoch() uint64 { return s.epoch.Load() }

@@ -205,6 +205,9 @@ func (c *Conn) Answer(method string, informed func(*http.Response)) (*http.Respo
 	}
 }
 
+// Silent says that not a byte of an answer has come to the request that Answer was last called for.
+func (c *Conn) Silent() bool { return c.left == c.maxHeader }
+
 // Detach takes the connection away from requests and answers, after a 101. early has come behind the answer already.
 func (c *Conn) Detach() (raw net.Conn, early []byte) {
 	early, _ = c.r.Peek(c.r.Buffered()) // of what is there: cannot fail
