@@ -20,7 +20,7 @@ import (
 	"github.com/slimfaas/slimfaas/integration/cluster"
 )
 
-// What the internet sends to an edge: E1, E3, E6, E14, E15 and E16 of docs/reliability.md, on one edge, which must be as before
+// What the internet sends to an edge: E1, E2, E3, E6, E14, E15 and E16 of docs/reliability.md, on one edge, which must be as before
 // afterwards.
 
 // TestChaosInput sends it.
@@ -29,11 +29,16 @@ func TestChaosInput(t *testing.T) {
 	rec := newRecords(t)
 	function := &misbehaving{}
 	function.listen(t)
-	c := cluster.Start(t, cluster.Options{Queues: 1, Functions: rec.yaml(
-		fn{name: "echo", annotations: map[string]string{"ReplicasMin": "1"}},
-		fn{name: "crowded", env: map[string]string{"START_DELAY_MS": "1000"}},
-		fn{name: "misbehaving", debugURL: function.url, annotations: map[string]string{"Configuration": `{"DefaultSync":{"HttpTimeout":2}}`}},
-	)})
+	parsers := newParsers(t)
+	functions := []fn{
+		{name: "echo", annotations: map[string]string{"ReplicasMin": "1"}},
+		{name: "crowded", env: map[string]string{"START_DELAY_MS": "1000"}},
+		{name: "misbehaving", debugURL: function.url, annotations: map[string]string{"Configuration": `{"DefaultSync":{"HttpTimeout":2}}`}},
+	}
+	for name, url := range parsers.urls {
+		functions = append(functions, fn{name: name, debugURL: url})
+	}
+	c := cluster.Start(t, cluster.Options{Queues: 1, Functions: rec.yaml(functions...)})
 	c.Eventually(20*time.Second, "a function that answers", func() error {
 		status, body, err := c.Get(0, "/function/echo/")
 		return wantStatus(status, 200, body, err)
@@ -49,6 +54,7 @@ func TestChaosInput(t *testing.T) {
 			t.Parallel()
 			c := c.With(t)
 			t.Run("E1Malformed", func(t *testing.T) { malformedRequests(t, c, n, rec) })
+			t.Run("E2Smuggling", func(t *testing.T) { smuggle(t, c, n, parsers) })
 			t.Run("E6Floods", func(t *testing.T) { http2Floods(t, c, n) })
 			t.Run("E9E11Misbehaving", func(t *testing.T) { misbehavingFunctions(t, c, n, function) })
 			t.Run("E14Crowd", func(t *testing.T) { crowd(t, c, n, rec) })
@@ -359,16 +365,18 @@ func crowd(t *testing.T, c *cluster.Cluster, n nemesis, rec records) {
 	client := &http.Client{Timeout: 60 * time.Second, Transport: &http.Transport{MaxConnsPerHost: many}}
 	defer client.CloseIdleConnections()
 	var ok, full, other atomic.Int64
+	var failure atomic.Value // a string: the last
 	var calls sync.WaitGroup
 	for range many {
 		calls.Go(func() {
 			res, err := client.Get(c.URL(0) + "/function/crowded/")
 			if err != nil {
 				other.Add(1)
+				failure.Store(err.Error())
 				return
 			}
 			defer res.Body.Close()
-			_, _ = io.Copy(io.Discard, res.Body)
+			body, _ := io.ReadAll(res.Body)
 			switch {
 			case res.StatusCode == 200:
 				ok.Add(1)
@@ -376,13 +384,14 @@ func crowd(t *testing.T, c *cluster.Cluster, n nemesis, rec records) {
 				full.Add(1)
 			default:
 				other.Add(1)
+				failure.Store(fmt.Sprintf("%d %v %s", res.StatusCode, res.Header, body))
 			}
 		})
 	}
 	calls.Wait()
 	t.Logf("%d calls: %d answered, %d told to come again", many, ok.Load(), full.Load())
 	if other.Load() > 0 || ok.Load() < 1000 {
-		t.Errorf("%d answered, %d refused, %d failed", ok.Load(), full.Load(), other.Load())
+		t.Errorf("%d answered, %d refused, %d failed, of those the last: %v", ok.Load(), full.Load(), other.Load(), failure.Load())
 	}
 	starts := 0
 	for _, l := range rec.read(t, "crowded") {

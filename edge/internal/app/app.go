@@ -228,7 +228,7 @@ func (a *App) listeners() {
 	}
 	api := httpapi.New(httpapi.Options{
 		Functions: a.functions, Access: o.Access, Cors: o.Cors, Keys: a.keys, MaxBody: o.MaxBody, InternalOnPublic: o.InternalOnPublic,
-		Synced: a.table.Synced, Log: requests, Shed: a.shed,
+		Synced: a.table.Synced, AwaitSynced: a.table.WaitSynced, Log: requests, Shed: a.shed,
 	})
 	api.Handle(route.Function, (&caller{waker: a.waker, forwarder: a.forwarder, enqueue: api.Handler(route.AsyncFunction)}).call)
 	api.HandleWake(a.waker.Wake)

@@ -4,8 +4,10 @@
 package httpapi
 
 import (
+	"context"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/slimfaas/slimfaas/edge/internal/access"
@@ -35,6 +37,8 @@ type Options struct {
 	InternalOnPublic bool
 	// Synced says whether a whole table has been read: before, an unknown function is 503, not 404.
 	Synced func() bool
+	// AwaitSynced waits for that, until ctx ends; nil: nobody waits.
+	AwaitSynced func(ctx context.Context) error
 }
 
 // Request is what passed the gate.
@@ -55,11 +59,13 @@ type Handler func(w http.ResponseWriter, r *http.Request, in *Request)
 type API struct {
 	Options
 	handlers map[route.Family]Handler
+	began    time.Time
+	awaiting atomic.Int64 // requests that wait for the table
 }
 
 // New returns an API that answers the families it can answer from the table alone; Handle adds the others.
 func New(o Options) *API {
-	a := &API{Options: o, handlers: map[route.Family]Handler{}}
+	a := &API{Options: o, handlers: map[route.Family]Handler{}, began: time.Now()}
 	a.Handle(route.StatusFunction, a.statusFunction)
 	a.Handle(route.StatusFunctions, a.statusFunctions)
 	a.Handle(route.StatusStream, a.statusStream)
@@ -133,6 +139,11 @@ func (a *API) overloaded(w http.ResponseWriter, r *http.Request) bool {
 }
 
 func (a *API) answer(w http.ResponseWriter, r *http.Request, in *Request, inside bool) {
+	// RFC 9112 §6.1: a connection that has carried both framings must not carry another request, for whoever is in front may have
+	// found another end to this one. net/http does not say that there was a length too.
+	if r.ProtoMajor == 1 && len(r.TransferEncoding) > 0 && r.Header["Upgrade"] == nil {
+		w.Header().Set("Connection", "close")
+	}
 	headers, preflight := a.Cors.Answer(r.Method, r.Header)
 	for _, h := range headers {
 		w.Header().Add(h.Name, h.Value)
@@ -144,6 +155,7 @@ func (a *API) answer(w http.ResponseWriter, r *http.Request, in *Request, inside
 	if !inside && a.overloaded(w, r) {
 		return
 	}
+	a.awaitTable(r)
 	owner, _ := a.Functions.ByHost(r.Host)
 	rt, refused := gate.Check(gate.Head{Method: r.Method, Target: r.RequestURI, Header: r.Header, Function: owner})
 	if refused.Status != 0 {
@@ -185,6 +197,34 @@ func (a *API) answer(w http.ResponseWriter, r *http.Request, in *Request, inside
 		return
 	}
 	h(w, r, in)
+}
+
+// An edge has its table within milliseconds of its start, and a balancer that asks nobody sends it requests before.
+const (
+	tablePatience = 5 * time.Second // from the start
+	mostAwaiting  = 1000
+)
+
+// awaitTable lets a request that needs the table wait for it while the edge starts.
+func (a *API) awaitTable(r *http.Request) {
+	if a.Synced() || a.AwaitSynced == nil {
+		return
+	}
+	left := tablePatience - time.Since(a.began)
+	if left <= 0 {
+		return
+	}
+	switch route.Parse(r.RequestURI).Family {
+	case route.Health, route.Ready, route.Metrics:
+		return
+	}
+	defer a.awaiting.Add(-1)
+	if a.awaiting.Add(1) > mostAwaiting {
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), left)
+	defer cancel()
+	_ = a.AwaitSynced(ctx) // what comes then is told by Synced
 }
 
 // opens says whether the caller has the key that is asked for here, and answers where it has not.

@@ -2,6 +2,7 @@ package httpapi_test
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -10,7 +11,10 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/slimfaas/slimfaas/edge/internal/access"
 	"github.com/slimfaas/slimfaas/edge/internal/gate"
@@ -213,6 +217,66 @@ func TestStatusAndWake(t *testing.T) {
 	empty := httpapi.New(httpapi.Options{Functions: replica.NewSet(load.NewTracker()), MaxBody: 1, Synced: func() bool { return true }})
 	if w := do(empty.Public(), outsider, "GET", "/status-functions"); w.Body.String() != "[]" {
 		t.Errorf("no functions: %s", w.Body)
+	}
+}
+
+func TestARequestThatComesBeforeTheTableWaitsForIt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var read atomic.Bool
+		after := 4 * time.Second
+		set := replica.NewSet(load.NewTracker())
+		api := httpapi.New(httpapi.Options{
+			Functions: set, MaxBody: 1, Synced: read.Load,
+			AwaitSynced: func(ctx context.Context) error {
+				select {
+				case <-time.After(after):
+					set.Apply(&wire.FunctionRecord{Name: "f", Version: &wire.Version{Epoch: 1, Seq: 1}}, &function.Specification{Hosts: []string{"f.example"}})
+					read.Store(true)
+				case <-ctx.Done():
+				}
+				return ctx.Err()
+			},
+		})
+		var called []string
+		api.Handle(route.Function, func(_ http.ResponseWriter, _ *http.Request, in *httpapi.Request) { called = append(called, in.Rest) })
+		api.HandleHealth(func() error { return io.EOF }, http.NotFoundHandler())
+		began := time.Now()
+		if w := do(api.Public(), outsider, "GET", "/ready"); w.Code != 503 || time.Since(began) != 0 {
+			t.Errorf("/ready: %d after %v", w.Code, time.Since(began))
+		}
+		if w := do(api.Public(), outsider, "GET", "/function/f/x"); w.Code != 200 || time.Since(began) != after {
+			t.Errorf("in time: %d after %v", w.Code, time.Since(began))
+		}
+		read.Store(false)
+		after, began = time.Minute, time.Now()
+		for _, patience := range []time.Duration{time.Second, 0} { // five since the start
+			if w := do(api.Public(), outsider, "GET", "/function/g/x"); w.Code != 503 || time.Since(began) != patience {
+				t.Errorf("too late: %d after %v", w.Code, time.Since(began))
+			}
+			began = time.Now()
+		}
+		if len(called) != 1 {
+			t.Errorf("called %q", called)
+		}
+	})
+}
+
+func TestAConnectionThatCarriedChunksIsClosed(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const chunked = "Transfer-Encoding: chunked"
+	for _, c := range []struct {
+		headers []string
+		closes  bool
+	}{
+		{nil, false}, {[]string{"Content-Length: 0"}, false}, {[]string{chunked}, true}, {[]string{"Content-Length: 4", chunked}, true},
+	} {
+		for _, target := range []string{"/function/fibonacci/x", "/nowhere", "/ready"} {
+			if w := do(b.api.Public(), outsider, "POST", target, c.headers...); (w.Header().Get("Connection") == "close") != c.closes {
+				t.Errorf("%s with %q: Connection: %q", target, c.headers, w.Header().Get("Connection"))
+			}
+		}
 	}
 }
 
