@@ -87,7 +87,7 @@ func (p *parsers) strictly(conn net.Conn) {
 		_ = conn.SetReadDeadline(time.Now().Add(15 * time.Second))
 		target, err := strictRequest(r)
 		if err != nil {
-			if err != io.EOF && !errors.Is(err, io.ErrUnexpectedEOF) && !os.IsTimeout(err) { // the edge cuts what its caller spoils
+			if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !os.IsTimeout(err) { // the edge cuts what its caller spoils
 				p.mu.Lock()
 				p.bad = append(p.bad, err.Error())
 				p.mu.Unlock()
