@@ -50,11 +50,14 @@ func TestChaosInput(t *testing.T) {
 			t.Parallel() // it waits most of its time
 			slowHeaders(t, c.With(t), n)
 		})
+		t.Run("E2Smuggling", func(t *testing.T) {
+			t.Parallel() // so does it
+			smuggle(t, c.With(t), newNemesis(t), parsers)
+		})
 		t.Run("InTurn", func(t *testing.T) {
 			t.Parallel()
 			c := c.With(t)
 			t.Run("E1Malformed", func(t *testing.T) { malformedRequests(t, c, n, rec) })
-			t.Run("E2Smuggling", func(t *testing.T) { smuggle(t, c, n, parsers) })
 			t.Run("E6Floods", func(t *testing.T) { http2Floods(t, c, n) })
 			t.Run("E9E11Misbehaving", func(t *testing.T) { misbehavingFunctions(t, c, n, function) })
 			t.Run("E14Crowd", func(t *testing.T) { crowd(t, c, n, rec) })

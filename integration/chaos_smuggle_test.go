@@ -180,7 +180,12 @@ func strictRequest(r *bufio.Reader) (target string, err error) {
 }
 
 const pythonFunction = `
-import http.server, sys
+import http.server, sys, threading
+said = threading.Lock()
+def say(text): # in one piece, whatever other threads say
+    with said:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
 class F(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def answer(self):
@@ -194,14 +199,14 @@ class F(http.server.BaseHTTPRequestHandler):
         else:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path != "/health":
-            print(self.path, flush=True)
+            say(self.path)
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()
     do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_OPTIONS = do_PATCH = answer
     def log_message(self, *_): pass
 server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), F)
-print("port", server.server_port, flush=True)
+say("port %d" % server.server_port)
 server.serve_forever()
 `
 

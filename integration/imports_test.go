@@ -50,6 +50,7 @@ var homes = map[string][]string{
 	"net/http/httputil":                   {"edge/internal/forward", "integration/bench/proxy"},
 	"go.yaml.in/yaml":                     {"deploy/local/internal/manifest"},
 	"k8s.io/client-go":                    {"scaler/internal/orchestrator/kube"},
+	"go.opentelemetry.io/otel":            {"edge/internal/tracing"},
 	"github.com/anishathalye/porcupine":   {"integration/history"},
 	"github.com/prometheus/client_golang": {"shared/obs", "edge/internal/metrics", "queue/internal/metrics", "scaler/internal/metrics", "scaler/internal/app"},
 }

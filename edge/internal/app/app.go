@@ -10,6 +10,7 @@ import (
 	"math"
 	"net"
 	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -33,6 +34,7 @@ import (
 	"github.com/slimfaas/slimfaas/edge/internal/replica"
 	"github.com/slimfaas/slimfaas/edge/internal/route"
 	"github.com/slimfaas/slimfaas/edge/internal/shed"
+	"github.com/slimfaas/slimfaas/edge/internal/tracing"
 	"github.com/slimfaas/slimfaas/edge/internal/wake"
 	"github.com/slimfaas/slimfaas/shared/nc"
 	"github.com/slimfaas/slimfaas/shared/obs"
@@ -80,10 +82,11 @@ type App struct {
 	follower  *table.Follower
 	client    *queueclient.Client
 	bus       *nc.Bus
-	tls       *tlsconf.Files // nil: links to the queue are not encrypted
-	site      *tlsconf.Site  // nil: the public listener is not
-	keys      *apikey.Keys   // nil: callers need none
-	shed      *shed.Shedder  // nil: nothing is refused for want of processors
+	tls       *tlsconf.Files  // nil: links to the queue are not encrypted
+	site      *tlsconf.Site   // nil: the public listener is not
+	keys      *apikey.Keys    // nil: callers need none
+	tracer    *tracing.Tracer // nil: no spans are made
+	shed      *shed.Shedder   // nil: nothing is refused for want of processors
 	wakes     *metrics.Wakes
 	waker     *wake.Waker
 	reporter  *load.Reporter
@@ -125,6 +128,9 @@ func New(ctx context.Context, o Options, log *slog.Logger) (*App, error) {
 	if err := a.checkLinks(); err != nil {
 		return nil, err
 	}
+	if a.tracer, err = tracing.New(ctx, o.Name, obs.Version, os.Getenv, a.log); err != nil {
+		return nil, err
+	}
 	var queue *tls.Config
 	if a.tls != nil {
 		queue = a.tls.Client(tlsconf.Names("queue"))
@@ -152,7 +158,7 @@ func New(ctx context.Context, o Options, log *slog.Logger) (*App, error) {
 	a.functions.Woken = a.waker.Look
 	a.deliverer = async.New(async.Options{
 		Name: o.Name, Address: o.InternalAddress, MaxHeld: o.MaxHeld, MaxBytes: o.MaxHeldBytes, Drain: o.Drain,
-		Open: a.open, Do: a.do, ReadBody: a.readBody, Replicas: a.functions, Log: a.log,
+		Open: a.open, Do: a.do, ReadBody: a.readBody, Replicas: a.functions, Log: a.log, Tracer: a.tracer,
 	})
 	a.functions.Said = a.deliverer.SlotsChanged
 	a.roster = &events.Roster{
@@ -228,7 +234,7 @@ func (a *App) listeners() {
 	}
 	api := httpapi.New(httpapi.Options{
 		Functions: a.functions, Access: o.Access, Cors: o.Cors, Keys: a.keys, MaxBody: o.MaxBody, InternalOnPublic: o.InternalOnPublic,
-		Synced: a.table.Synced, AwaitSynced: a.table.WaitSynced, Log: requests, Shed: a.shed,
+		Synced: a.table.Synced, AwaitSynced: a.table.WaitSynced, Log: requests, Shed: a.shed, Tracer: a.tracer,
 	})
 	api.Handle(route.Function, (&caller{waker: a.waker, forwarder: a.forwarder, enqueue: api.Handler(route.AsyncFunction)}).call)
 	api.HandleWake(a.waker.Wake)
@@ -417,6 +423,9 @@ func (a *App) Close() {
 	a.forwarder.Close()
 	for _, s := range []*serve.Server{a.public, a.internal, a.admin} {
 		s.Close()
+	}
+	if err := a.tracer.Close(); err != nil {
+		a.log.Warn("closing", "err", err)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/slimfaas/slimfaas/edge/internal/httpapi"
 	"github.com/slimfaas/slimfaas/edge/internal/load"
 	"github.com/slimfaas/slimfaas/edge/internal/replica"
+	"github.com/slimfaas/slimfaas/edge/internal/tracing"
 	"github.com/slimfaas/slimfaas/edge/internal/wake"
 	"github.com/slimfaas/slimfaas/shared/problem"
 )
@@ -72,6 +73,7 @@ func (c *caller) call(w http.ResponseWriter, r *http.Request, in *httpapi.Reques
 	}
 	if waited != (replica.Waited{}) {
 		w.Header().Set("Server-Timing", waited.ServerTiming())
+		tracing.Waited(r.Context(), tracing.Phase{Name: "wake", Took: waited.Wake}, tracing.Phase{Name: "start", Took: waited.Start}, tracing.Phase{Name: "probe", Took: waited.Probe})
 	}
 	c.forward(w, r, in, lease, load.Sync, patience)
 }

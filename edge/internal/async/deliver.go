@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/slimfaas/slimfaas/edge/internal/message"
 	"github.com/slimfaas/slimfaas/edge/internal/replica"
+	"github.com/slimfaas/slimfaas/edge/internal/tracing"
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
 
@@ -54,6 +55,7 @@ type Options struct {
 	ReadBody func(ctx context.Context, id []byte, fence, size uint64) Pieces
 	Replicas *replica.Set
 	Log      *slog.Logger
+	Tracer   *tracing.Tracer // nil: no spans
 }
 
 // Deliverer keeps this edge's session and carries out the tries granted to it. Create it with New, then Run it once.

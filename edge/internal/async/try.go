@@ -3,6 +3,7 @@ package async
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -49,8 +50,18 @@ func (d *Deliverer) try(ctx context.Context, h *held, payload []byte, share *mes
 		message.HeaderLastTry:   {strconv.FormatBool(g.GetMaxTries() > 0 && g.GetTryNumber() >= g.GetMaxTries())},
 		message.HeaderTryNumber: {strconv.FormatUint(uint64(g.GetTryNumber()), 10)},
 	}
+	traced, span := d.opts.Tracer.Try(ctx, &request, g.GetFunction(), g.GetReplica(), h.id.String(), g.GetTryNumber())
+	maps.Copy(extra, traced)
+	result := d.send(ctx, h, lease, &request, extra, share)
+	span.End(result.GetStatus(), result.GetError())
+	return result
+}
+
+// send the request to the replica that is reserved for it.
+func (d *Deliverer) send(ctx context.Context, h *held, lease *replica.Lease, request *wire.StoredRequest, extra http.Header, share *message.Share) *wire.TryResult {
+	g := h.grant
 	body := d.body(g)
-	answer, err := d.transport.SendKeeping(ctx, lease.Address, &request, body.stored(), extra, share)
+	answer, err := d.transport.SendKeeping(ctx, lease.Address, request, body.stored(), extra, share)
 	if err != nil {
 		if reason, ok := d.bodyFailed(ctx, h, body); ok {
 			return noAnswer(h, reason)

@@ -25,12 +25,14 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p)
 	x.read.Add(int64(n))
 	x.readAt.Store(time.Now().UnixNano())
-	if errors.Is(err, io.EOF) {
+	switch {
+	case errors.Is(err, io.EOF):
 		x.whole.Store(true)
 		x.pace.end()
-	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
+	case errors.Is(err, os.ErrDeadlineExceeded):
 		x.tooSlow.Store(true) // said here: net/http ends the request's context now, as if the caller had gone
+	case err != nil:
+		x.unreadable.Store(true)
 	}
 	return n, err
 }

@@ -186,6 +186,25 @@ func TestABodyOverTheLimitIs413(t *testing.T) {
 	b.idle(t)
 }
 
+func TestABodyThatCannotBeReadIsTheCallersFault(t *testing.T) {
+	t.Parallel()
+	for name, body := range map[string]string{
+		"a bad size": "zz\r\nhello\r\n0\r\n\r\n", "a bad trailer": "5\r\nhello\r\n0\r\nno field\r\n\r\n", "no end of a chunk": "5\r\nhelloXX0\r\n\r\n",
+	} {
+		b := setup(t, serve(t, func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }))
+		for range 4 { // more than it takes to suspect a replica whose calls break
+			resp, problem := b.send(t, "POST", "POST /function/fib HTTP/1.1\r\nHost: e\r\nTransfer-Encoding: chunked\r\n\r\n"+body)
+			if resp.StatusCode != 400 || !resp.Close {
+				t.Errorf("%s: %d %s, closes: %v", name, resp.StatusCode, problem, resp.Close)
+			}
+		}
+		b.idle(t)
+		if n := b.set.Suspicions(); n != 0 {
+			t.Errorf("%s: the replica is suspected for it", name)
+		}
+	}
+}
+
 func TestASlowUploadIsNotATimeout(t *testing.T) {
 	t.Parallel()
 	b := setup(t, serve(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) }))

@@ -96,6 +96,8 @@ type exchange struct {
 	whole   atomic.Bool             // the body was read to its end
 	pace    *pace                   // of the body; nil: there is none
 	tooSlow atomic.Bool             // the body was cut for its pace
+	// unreadable: the caller's body broke off, or is framed wrongly.
+	unreadable atomic.Bool
 }
 
 const never = time.Duration(1<<63 - 1)

@@ -31,6 +31,12 @@ func (f *Forwarder) refused(w http.ResponseWriter, x *exchange, err error) {
 			Type: "urn:slimfaas:body-too-slow", Title: "The body came too slowly", Status: http.StatusRequestTimeout,
 			Detail: "No byte of the body came for " + f.BodyIdle.String() + ", or less than 512 bytes a second. The function has seen the beginning of the request, and that it broke off.",
 		}
+	case x.unreadable.Load():
+		w.Header().Set("Connection", "close")
+		p = problem.Problem{
+			Type: "urn:slimfaas:bad-request", Title: "The body cannot be read", Status: http.StatusBadRequest,
+			Detail: "The body broke off, or its chunks or trailers are malformed. The function has seen the beginning of the request, and that it broke off.",
+		}
 	case errors.Is(err, errNoHeaders):
 		broke = true
 		p = problem.Problem{

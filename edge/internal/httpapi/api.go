@@ -17,6 +17,7 @@ import (
 	"github.com/slimfaas/slimfaas/edge/internal/replica"
 	"github.com/slimfaas/slimfaas/edge/internal/route"
 	"github.com/slimfaas/slimfaas/edge/internal/shed"
+	"github.com/slimfaas/slimfaas/edge/internal/tracing"
 	"github.com/slimfaas/slimfaas/shared/function"
 	"github.com/slimfaas/slimfaas/shared/problem"
 )
@@ -33,6 +34,8 @@ type Options struct {
 	// Log writes a line a request; nil: none is written. Shed refuses requests of the public listener; nil: it does not.
 	Log  *accesslog.Log
 	Shed *shed.Shedder
+	// Tracer makes a span of every request; nil: none.
+	Tracer *tracing.Tracer
 	// InternalOnPublic answers the internal routes on the public listener too, to internal callers.
 	InternalOnPublic bool
 	// Synced says whether a whole table has been read: before, an unknown function is 503, not 404.
@@ -93,22 +96,36 @@ func (a *API) Internal() http.Handler {
 
 func (a *API) serve(w http.ResponseWriter, r *http.Request, inside bool) {
 	in := &Request{}
-	if a.Log == nil {
+	if a.Log == nil && a.Tracer == nil {
 		a.answer(w, r, in, inside)
 		return
 	}
 	began := time.Now()
 	noted := &accesslog.Writer{ResponseWriter: w}
 	answered := false
-	defer func() { a.note(r, in, noted, began, !answered) }() // also when the answer breaks off, which is a panic
+	var span tracing.Request
+	if !quiet(route.Parse(r.RequestURI).Family) {
+		r, span = a.Tracer.Request(r)
+	}
+	defer func() { // also when the answer breaks off, which is a panic
+		a.note(r, in, noted, began, !answered)
+		name := ""
+		if in.Function != nil {
+			name = in.Function.Name()
+		}
+		path, _, _ := strings.Cut(r.RequestURI, "?")
+		span.End(path, name, noted.Status, !answered)
+	}()
 	a.answer(noted, r, in, inside)
 	answered = true
 }
 
-// note a request in the access log. Questions of monitors are none that anybody reads.
+// quiet families are asked by monitors, which nobody reads about.
+func quiet(f route.Family) bool { return f == route.Health || f == route.Ready || f == route.Metrics }
+
+// note a request in the access log.
 func (a *API) note(r *http.Request, in *Request, w *accesslog.Writer, began time.Time, aborted bool) {
-	switch in.Family {
-	case route.Health, route.Ready, route.Metrics:
+	if a.Log == nil || quiet(in.Family) {
 		return
 	}
 	e := accesslog.Entry{
@@ -214,8 +231,7 @@ func (a *API) awaitTable(r *http.Request) {
 	if left <= 0 {
 		return
 	}
-	switch route.Parse(r.RequestURI).Family {
-	case route.Health, route.Ready, route.Metrics:
+	if quiet(route.Parse(r.RequestURI).Family) {
 		return
 	}
 	defer a.awaiting.Add(-1)

@@ -170,7 +170,7 @@ func (p plan) spec(name, program string, byDefault, certain map[string]string) p
 	maps.Copy(env, byDefault)
 	prefix := strings.ToUpper(program) + "_"
 	for k, v := range p.caller {
-		if strings.HasPrefix(k, prefix) || slices.Contains(inherited, k) {
+		if strings.HasPrefix(k, prefix) || strings.HasPrefix(k, "OTEL_") || slices.Contains(inherited, k) {
 			env[k] = v
 		}
 	}
