@@ -20,7 +20,7 @@ import (
 	"github.com/slimfaas/slimfaas/integration/cluster"
 )
 
-// What the internet sends to an edge: E1, E2, E3, E6, E14, E15 and E16 of docs/reliability.md, on one edge, which must be as before
+// What the internet sends to an edge: E1 to E4, E6, E14, E15 and E16 of docs/reliability.md, on one edge, which must be as before
 // afterwards.
 
 // TestChaosInput sends it.
@@ -49,6 +49,13 @@ func TestChaosInput(t *testing.T) {
 		t.Run("E3SlowHeaders", func(t *testing.T) {
 			t.Parallel() // it waits most of its time
 			slowHeaders(t, c.With(t), n)
+		})
+		t.Run("E4SlowBodiesAndReaders", func(t *testing.T) {
+			if !n.full {
+				t.Skip("a minute and more, and 1 GiB: the limits have tests of their own in edge/internal/forward")
+			}
+			t.Parallel()
+			slowBodiesAndReaders(t, c.With(t), newNemesis(t))
 		})
 		t.Run("E2Smuggling", func(t *testing.T) {
 			t.Parallel() // so does it
@@ -177,7 +184,7 @@ func malformedRequests(t *testing.T, c *cluster.Cluster, n nemesis, rec records)
 				case len(answer) == 0:
 					silent.Add(1)
 				case bytes.HasPrefix(answer, []byte("HTTP/1.")) && (answer[9] == '4' || bytes.Contains(answer, []byte("urn:slimfaas:"))) &&
-					!bytes.HasPrefix(answer[9:], []byte("502")):
+					!bytes.HasPrefix(answer[9:], []byte("502")) && !bytes.Contains(answer, []byte("The body cannot be read")): // those began
 					refused.Store(s.id, fmt.Sprintf("%q was answered %q", s.request, answer))
 					count.Add(1)
 				}
@@ -293,6 +300,93 @@ func slowHeaders(t *testing.T, c *cluster.Cluster, n nemesis) {
 	t.Logf("%d connections, %d closed later than %v; %d calls meanwhile", len(conns), late.Load(), limit+time.Second, calls)
 	if late.Load() > 0 && n.full {
 		t.Errorf("%d were closed late", late.Load())
+	}
+}
+
+// slowBodiesAndReaders: who sends his body a byte a second, or takes none of his answer, is cut; who sends and takes 10 KB a second,
+// as a bad line does, is not.
+func slowBodiesAndReaders(t *testing.T, c *cluster.Cluster, n nemesis) {
+	const idle, stalled = 30 * time.Second, time.Minute // forward.New
+	var work sync.WaitGroup
+	var late, kept atomic.Int64
+	began := time.Now()
+	judge := func(conn net.Conn, limit time.Duration, answer string) {
+		_ = conn.SetReadDeadline(began.Add(limit + 20*time.Second))
+		raw, err := io.ReadAll(io.LimitReader(conn, 1<<10))
+		var timeout net.Error
+		switch {
+		case errors.As(err, &timeout) && timeout.Timeout():
+			kept.Add(1)
+		case time.Since(began) > limit+15*time.Second: // a pace is looked at now and then
+			late.Add(1)
+		case !strings.HasPrefix(string(raw), answer):
+			t.Errorf("cut with %q, want %q", raw, answer)
+		}
+	}
+	slow := connect(t, c, n.runs(50, 500), "POST /function/echo/ HTTP/1.1\r\nHost: e\r\nContent-Length: 100000\r\n\r\n")
+	stop := make(chan struct{})
+	work.Go(func() {
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				for _, conn := range slow {
+					_, _ = io.WriteString(conn, "s")
+				}
+			case <-stop:
+				return
+			}
+		}
+	})
+	var cut sync.WaitGroup
+	for _, conn := range slow {
+		cut.Go(func() { judge(conn, idle, "HTTP/1.1 408") })
+	}
+	for _, conn := range connect(t, c, n.runs(10, 100), "GET /function/echo/?bytes=16777216 HTTP/1.1\r\nHost: e\r\n\r\n") {
+		cut.Go(func() {
+			pace(stalled + 10*time.Second) // takes nothing
+			_ = conn.SetReadDeadline(time.Now().Add(30 * time.Second))
+			got, err := io.Copy(io.Discard, conn)
+			if err == nil && got > 16<<20 {
+				kept.Add(1)
+			}
+		})
+	}
+	for range 4 {
+		work.Go(func() { // 600 KB at 10 KB/s up, and as much down
+			r, w := io.Pipe()
+			go func() {
+				defer w.Close()
+				for range 60 {
+					if _, err := w.Write(make([]byte, 10<<10)); err != nil {
+						return
+					}
+					pace(time.Second)
+				}
+			}()
+			res, err := cluster.Client.Post(c.URL(0)+"/function/echo/?bytes=614400", "application/octet-stream", r)
+			if err != nil {
+				t.Errorf("a slow but honest caller: %v", err)
+				return
+			}
+			defer res.Body.Close()
+			for total := 0; ; pace(time.Second) {
+				n, err := io.ReadFull(res.Body, make([]byte, 10<<10))
+				if total += n; err != nil {
+					if total != 614400 || res.StatusCode != 200 {
+						t.Errorf("a slow but honest caller: %d, %d bytes, %v", res.StatusCode, total, err)
+					}
+					return
+				}
+			}
+		})
+	}
+	cut.Wait()
+	close(stop)
+	work.Wait()
+	if late.Load() > 0 || kept.Load() > 0 {
+		t.Errorf("%d were cut late, %d not at all", late.Load(), kept.Load())
 	}
 }
 

@@ -66,7 +66,7 @@ func sleepsAfterItsTimeoutAndNotDuringWork() scenario {
 	}, func(t *testing.T, c *cluster.Cluster, rec records) {
 		var wg sync.WaitGroup
 		began := time.Now()
-		const work = 15 * time.Second // the drain history of a fresh leader (5 s) and the timeout fit in it several times
+		const work = 11 * time.Second // the drain history of a fresh leader (5 s) and the timeout fit in it several times
 		wg.Go(func() {
 			status, body, err := c.Get(0, "/function/slow/?ms="+strconv.Itoa(int(work.Milliseconds())))
 			if err := wantStatus(status, 200, body, err); err != nil {
@@ -74,7 +74,7 @@ func sleepsAfterItsTimeoutAndNotDuringWork() scenario {
 			}
 		})
 		wg.Go(func() {
-			req, _ := http.NewRequestWithContext(t.Context(), "GET", c.URL(0)+"/function/stream/?stream=15&every=1000", nil)
+			req, _ := http.NewRequestWithContext(t.Context(), "GET", c.URL(0)+"/function/stream/?stream=11&every=1000", nil)
 			res, err := cluster.Client.Do(req)
 			if err != nil {
 				t.Errorf("stream: %v", err)
@@ -87,8 +87,8 @@ func sleepsAfterItsTimeoutAndNotDuringWork() scenario {
 					n++
 				}
 			}
-			if n != 15 {
-				t.Errorf("stream brought %d of 15 events", n)
+			if n != 11 {
+				t.Errorf("stream brought %d of 11 events", n)
 			}
 		})
 		if a := enqueue(c, 0, "async", "0-0", "&ms="+strconv.Itoa(int(work.Milliseconds()))); a.Outcome != history.OK {
