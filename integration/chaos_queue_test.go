@@ -17,12 +17,15 @@ import (
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
 
+// remembersAll: the verdict reads every call of a run, which may be longer than cancelled calls are remembered.
+var remembersAll = []string{"QUEUE_HISTORY_AGE=24h", "QUEUE_HISTORY_COUNT=0"}
+
 // TestChaosQueue harms the queue nodes of an ordinary cluster in one way after another, each under a load of its own. Small, they
 // share a cluster.
 func TestChaosQueue(t *testing.T) {
 	inCompany(t)
 	start := func(t *testing.T) *cluster.Cluster {
-		return cluster.Start(t, cluster.Options{Functions: newRecords(t).yaml(fn{name: "other"})})
+		return cluster.Start(t, cluster.Options{Functions: newRecords(t).yaml(fn{name: "other"}), Env: remembersAll})
 	}
 	share := start
 	if os.Getenv("SLIMFAAS_FULL") == "" {
@@ -138,7 +141,7 @@ func partitioned(t *testing.T) (*cluster.Cluster, *cluster.RaftNet) {
 	t.Helper()
 	network := cluster.NewRaftNet(t, 3)
 	c := cluster.New(t, cluster.Options{
-		Functions: newRecords(t).yaml(fn{name: "other"}), Prelude: map[string]string{"queue": network.Prelude()},
+		Functions: newRecords(t).yaml(fn{name: "other"}), Prelude: map[string]string{"queue": network.Prelude()}, Env: remembersAll,
 	})
 	network.Attach(c)
 	c.Run()
