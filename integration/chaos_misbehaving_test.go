@@ -146,6 +146,19 @@ func misbehavingFunctions(t *testing.T, c *cluster.Cluster, n nemesis, function 
 		raw, err := io.ReadAll(res.Body)
 		return res.StatusCode, string(raw), time.Since(began), err
 	}
+	bystanders := func() time.Duration { // of calls of another function, the slowest hundredth
+		var took []time.Duration
+		for range n.runs(50, 1000) {
+			began := time.Now()
+			status, body, err := c.Get(0, "/function/echo/")
+			if err := wantStatus(status, 200, body, err); err != nil {
+				t.Errorf("a call of another function: %v", err)
+			}
+			took = append(took, time.Since(began))
+		}
+		return percentile(took, 99)
+	}
+	undisturbed := bystanders()
 	var work sync.WaitGroup
 	for _, path := range []string{"never", "header-slowly"} {
 		for range n.runs(4, 50) {
@@ -158,6 +171,7 @@ func misbehavingFunctions(t *testing.T, c *cluster.Cluster, n nemesis, function 
 			})
 		}
 	}
+	n.atMost(t, "e9_p99_of_another_function", bystanders(), 2*undisturbed+time.Millisecond)
 	work.Wait()
 	c.Eventually(time.Second, "their slots are free", func() error { return noneInFlight(c) })
 
