@@ -10,6 +10,8 @@ import (
 	"os"
 	"sync/atomic"
 	"time"
+
+	"github.com/slimfaas/slimfaas/shared/reload"
 )
 
 // Site is the certificate a listener shows to clients of the internet, of whom none is asked. Its files are read again when they
@@ -18,7 +20,6 @@ type Site struct {
 	certFile, keyFile string
 	log               *slog.Logger
 	current           atomic.Pointer[shown]
-	failure           string // the last one that was logged; of Run only
 }
 
 type shown struct {
@@ -74,27 +75,18 @@ func (s *Site) Reload() (changed bool, err error) {
 
 // Run looks at the files every two seconds until ctx ends. A mistake in them is logged once, and what was read before stays in use.
 func (s *Site) Run(ctx context.Context) error {
-	tick := time.NewTicker(checkEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil
+	reload.Watch(ctx, func() error {
+		changed, err := s.Reload()
+		if changed {
+			leaf := s.current.Load().certificate.Leaf
+			s.log.Info("the public certificate has changed", "names", leaf.DNSNames, "until", leaf.NotAfter)
+			s.warn()
 		}
-		switch changed, err := s.Reload(); {
-		case err != nil && err.Error() != s.failure:
-			s.failure = err.Error()
-			s.log.Error("the public certificate has changed and cannot be used; the one before is shown on", "err", err)
-		case err == nil:
-			s.failure = ""
-			if changed {
-				leaf := s.current.Load().certificate.Leaf
-				s.log.Info("the public certificate has changed", "names", leaf.DNSNames, "until", leaf.NotAfter)
-				s.warn()
-			}
-		}
-	}
+		return err
+	}, func(err error) {
+		s.log.Error("the public certificate has changed and cannot be used; the one before is shown on", "err", err)
+	})
+	return nil
 }
 
 // warn where little is left of the certificate's life.

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/slimfaas/slimfaas/shared/reload"
 )
 
 func writeSite(t *testing.T, a *Authority, dir string, names ...string) (certFile, keyFile string) {
@@ -55,12 +57,12 @@ func TestASitesNewFilesAreShownAndBrokenOnesAreNot(t *testing.T) {
 		if err := os.WriteFile(keyFile, []byte("half"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(2 * checkEvery)
+		time.Sleep(2 * reload.Every)
 		if got := s.names(t); got != "one.example" {
 			t.Errorf("with a broken key: %s", got)
 		}
 		writeSite(t, a, dir, "two.example")
-		time.Sleep(2 * checkEvery)
+		time.Sleep(2 * reload.Every)
 		if got := s.names(t); got != "two.example" {
 			t.Errorf("after a change: %s", got)
 		}

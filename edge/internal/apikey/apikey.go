@@ -20,7 +20,8 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
-	"time"
+
+	"github.com/slimfaas/slimfaas/shared/reload"
 )
 
 const (
@@ -30,9 +31,7 @@ const (
 	shortest = 16
 	// longest is what a caller may show, in bytes; more is no key.
 	longest = 512
-	// checkEvery is how often the file is looked at.
-	checkEvery = 2 * time.Second
-	hashed     = "sha256:"
+	hashed  = "sha256:"
 )
 
 // holders by the SHA-256 of their keys: looking one up takes a time that tells nothing of the keys.
@@ -44,7 +43,6 @@ type Keys struct {
 	log     *slog.Logger
 	current atomic.Pointer[holders]
 	content string // that was read last; of Run only
-	failure string // the last one that was logged; of Run only
 }
 
 // Open reads the file. Nil without an error: none is named, and keys are not asked for.
@@ -119,29 +117,18 @@ func parse(content string) (holders, error) {
 // Run looks at the file every two seconds until ctx ends. A mistake in it is logged once, and the keys that were read before stay
 // in use.
 func (k *Keys) Run(ctx context.Context) error {
-	tick := time.NewTicker(checkEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil
-		}
-		k.check()
-	}
+	reload.Watch(ctx, k.look, func(err error) {
+		k.log.Error("the keys of callers have changed and cannot be used; those before stay in use", "err", err)
+	})
+	return nil
 }
 
-func (k *Keys) check() {
-	switch changed, err := k.reload(); {
-	case err != nil && err.Error() != k.failure:
-		k.failure = err.Error()
-		k.log.Error("the keys of callers have changed and cannot be used; those before stay in use", "err", err)
-	case err == nil:
-		k.failure = ""
-		if changed {
-			k.log.Info("the keys of callers have changed", "keys", len(*k.current.Load()))
-		}
+func (k *Keys) look() error {
+	changed, err := k.reload()
+	if changed {
+		k.log.Info("the keys of callers have changed", "keys", len(*k.current.Load()))
 	}
+	return err
 }
 
 // Holder of the key a request shows, in Header or as `Authorization: Bearer`. What was a key is taken from the request: no function

@@ -73,7 +73,7 @@ func TestAChangedFileIsTakenOverAndAMistakeIsNot(t *testing.T) {
 		{"ci new-key-of-the-ci\n", ciKey, ""},
 	} {
 		write(t, file, step.content)
-		keys.check()
+		_ = keys.look()
 		if got, _ := keys.Holder(http.Header{Header: {step.key}}); got != step.want {
 			t.Errorf("with %q, %q is of %q", step.content, step.key, got)
 		}
