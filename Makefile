@@ -58,11 +58,14 @@ timing: build ## the figures that a race detector would spoil, on plain binaries
 .PHONY: chaos
 chaos: build ## the full-sized fault tests of docs/reliability.md: SEED=n again the same, RUN=regexp some, CHAOS_PERCENT=n smaller
 	@cd integration && SLIMFAAS_FULL=1 SLIMFAAS_BIN=$(CURDIR)/bin go test -p 1 -count=1 -timeout 8h -run '$(or $(RUN),^Test(Chaos|AFullDisk|AHungDisk|ADirectory))' -v ./... | grep -vE '^(=== |\?)'
-.PHONY: bench bench-queue bench-edge
+.PHONY: bench bench-queue bench-backlog bench-edge
 bench: bench-queue bench-edge ## the benchmarks against peers, in one run on this machine (docs/benchmarks.md)
 bench-queue: build ## the queue against nats-server JetStream: LENGTH=3s of an interval, ROUNDS=5
 	@cd integration && SLIMFAAS_BIN=$(CURDIR)/bin go test -tags bench -count=1 -timeout 20m -run '^TestBenchQueue' -v ./bench \
 	  -args -rounds $${ROUNDS:-5} -length $${LENGTH:-3s} | grep --line-buffered -vE '^(=== | *--- |PASS|\?)'
+bench-backlog: build ## a million calls that wait, and who is called beside a flood (twenty minutes)
+	@cd integration && SLIMFAAS_BIN=$(CURDIR)/bin go test -tags bench -count=1 -timeout 60m -run '^TestBench(Fairness|Backlog)' -v ./bench \
+	  -args -length $${LENGTH:-5s} | grep --line-buffered -vE '^(=== | *--- |PASS|\?)'
 bench-edge: build ## the edge against nginx and httputil.ReverseProxy: LENGTH=3s of an interval, ROUNDS=5
 	@cd integration && SLIMFAAS_BIN=$(CURDIR)/bin go test -tags bench -count=1 -timeout 20m -run '^TestBenchEdge' -v ./bench \
 	  -args -rounds $${ROUNDS:-5} -length $${LENGTH:-3s} | grep --line-buffered -vE '^(=== | *--- |PASS|\?)'

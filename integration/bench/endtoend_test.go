@@ -133,18 +133,34 @@ func (o *ours) deliveryRate(t *testing.T) float64 {
 // paced sends at an even rate, whatever the answers do, and gives the medians of accept and of the function's reading, in ms.
 func (o *ours) paced(t *testing.T, rate float64) (accept, end float64) {
 	t.Helper()
-	total := int(rate * length.Seconds())
+	all := o.pace(t, "reads", rate, int(rate*length.Seconds()))
+	ends := tooks(o.drained(t, "reads", len(all)))
+	return median(all), median(ends)
+}
+
+// tooks is how long each call took from its sending to the function's reading it, in ms.
+func tooks(reads []read) []float64 {
+	ends := make([]float64, len(reads))
+	for i, r := range reads {
+		ends[i] = millis(time.Duration(r.TookNs))
+	}
+	return ends
+}
+
+// pace sends so many calls to a function at an even rate, whatever the answers do, and gives how long each accept took, in ms.
+func (o *ours) pace(t *testing.T, function string, rate float64, total int) []float64 {
+	t.Helper()
 	turns := make(chan int, total)
 	var senders sync.WaitGroup
-	took := make([][]float64, pacedConnections)
-	for i := range pacedConnections {
+	took := make([][]float64, min(pacedConnections, total))
+	for i := range took {
 		senders.Go(func() {
 			c := dial(t, o.edge)
 			defer c.close()
 			for n := range turns {
 				began := time.Now()
-				if err := c.post("/async-function/reads/x", stamped(n)); err != nil {
-					t.Errorf("paced call: %v", err)
+				if err := c.post("/async-function/"+function+"/x", stamped(n)); err != nil {
+					t.Errorf("paced call of %s: %v", function, err)
 					return
 				}
 				took[i] = append(took[i], millis(time.Since(began)))
@@ -162,13 +178,7 @@ func (o *ours) paced(t *testing.T, rate float64) (accept, end float64) {
 	}
 	close(turns)
 	senders.Wait()
-	all := slices.Concat(took...)
-	reads := o.drained(t, "reads", len(all))
-	ends := make([]float64, len(reads))
-	for i, r := range reads {
-		ends[i] = millis(time.Duration(r.TookNs))
-	}
-	return median(all), median(ends)
+	return slices.Concat(took...)
 }
 
 // burst sends many at once and gives the longest time in which the function read none of those that waited, the slowest accept,

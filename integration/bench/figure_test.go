@@ -49,7 +49,7 @@ func median[T ~int64 | ~float64](values []T) T {
 }
 
 // quantile of sorted values, 0 for none.
-func quantile(sorted []time.Duration, q float64) time.Duration {
+func quantile[T ~int64 | ~float64](sorted []T, q float64) T {
 	if len(sorted) == 0 {
 		return 0
 	}

@@ -23,7 +23,8 @@ import (
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
 
-// sink is a function that never becomes ready: its calls stay in the queue. reads and burst are read by the reader.
+// sink is a function that never becomes ready: its calls stay in the queue. The others are the reader: reads and burst read as fast
+// as they can, slow takes a second a call and ten at a time, later is not ready before it is opened.
 const functions = `  sink:
     command: ["sleep", "1000000"]
     annotations:
@@ -48,25 +49,53 @@ const functions = `  sink:
       SlimFaas/TimeoutSecondBeforeSetReplicasMin: "600"
     health:
       path: /health
+  slow:
+    command: [%[1]q]
+    env:
+      TAKES: 1s
+    annotations:
+      SlimFaas/Function: "true"
+      SlimFaas/TimeoutSecondBeforeSetReplicasMin: "600"
+    health:
+      path: /health
+  later:
+    command: [%[1]q]
+    env:
+      READY_FILE: %[2]q
+    annotations:
+      SlimFaas/Function: "true"
+      SlimFaas/NumberParallelRequest: "256"
+      SlimFaas/NumberParallelRequestPerPod: "256"
+      SlimFaas/TimeoutSecondBeforeSetReplicasMin: "600"
+    health:
+      path: /health
 `
 
 // ours is the local stack: three queue nodes, an edge, a scaler.
 type ours struct {
 	*cluster.Cluster
 	edge string // host:port
+	gate string // a file that makes the function later ready
 }
 
-func startOurs(t *testing.T) *ours {
+func startOurs(t *testing.T, env ...string) *ours {
 	t.Helper()
+	gate := filepath.Join(t.TempDir(), "open")
 	c := cluster.Start(t, cluster.Options{
-		Functions: fmt.Sprintf(functions, filepath.Join(programs, "reader")),
-		Env:       []string{"LOG_LEVEL=warn", fmt.Sprintf("QUEUE_PROFILE=%t", *profiles != "")},
+		Functions: fmt.Sprintf(functions, filepath.Join(programs, "reader"), gate),
+		Env:       append([]string{"LOG_LEVEL=warn", fmt.Sprintf("QUEUE_PROFILE=%t", *profiles != "")}, env...),
 	})
-	return &ours{c, strings.TrimPrefix(c.URL(0), "http://")}
+	return &ours{c, strings.TrimPrefix(c.URL(0), "http://"), gate}
 }
 
 // submit measures the queue's own client.
 func (o *ours) submit(t *testing.T, callers int, warm, length time.Duration) sample {
+	t.Helper()
+	return o.submitTo(t, "sink", callers, warm, length, func(uuid.UUID) {})
+}
+
+// submitTo is submit for calls of one function; accepted is told of each that was, by many callers at once.
+func (o *ours) submitTo(t *testing.T, function string, callers int, warm, length time.Duration, accepted func(uuid.UUID)) sample {
 	t.Helper()
 	token, err := os.ReadFile(filepath.Join(o.State, "secrets", "token-edge"))
 	if err != nil {
@@ -84,9 +113,12 @@ func (o *ours) submit(t *testing.T, callers int, warm, length time.Duration) sam
 		return drive(t, callers, warm, length, func(int) (caller, func()) {
 			return func(ctx context.Context, n int) error {
 				id := uuid.Must(uuid.NewV7())
-				result, err := client.Do(ctx, &wire.Op{Op: &wire.Op_Accept{Accept: &wire.Accept{Id: id[:], Function: "sink", Payload: payload(n)}}})
+				result, err := client.Do(ctx, &wire.Op{Op: &wire.Op_Accept{Accept: &wire.Accept{Id: id[:], Function: function, Payload: payload(n)}}})
 				if err == nil && result.GetCode() != wire.Code_CODE_OK {
 					err = fmt.Errorf("%v: %s", result.GetCode(), result.GetDetail())
+				}
+				if err == nil {
+					accepted(id)
 				}
 				return err
 			}, func() {}

@@ -3,9 +3,12 @@
 //
 //	POST /        a call
 //	GET  /stats   {"Reads":[{"AtNs":…,"TookNs":…}]} since the last such request
+//
+// TAKES is how long a call takes after that; with READY_FILE it is not ready before that file is there.
 package main
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"io"
@@ -22,8 +25,10 @@ import (
 type Read struct{ AtNs, TookNs int64 }
 
 type reader struct {
-	mu    sync.Mutex
-	reads []Read // guarded by mu
+	takes     time.Duration
+	readyFile string
+	mu        sync.Mutex
+	reads     []Read // guarded by mu
 }
 
 func (r *reader) ServeHTTP(w http.ResponseWriter, req *http.Request) {
@@ -38,10 +43,19 @@ func (r *reader) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		r.mu.Lock()
 		r.reads = append(r.reads, Read{now, now - sent})
 		r.mu.Unlock()
+		select {
+		case <-time.After(r.takes):
+		case <-req.Context().Done():
+		}
 		return
 	}
-	if req.URL.Path != "/stats" {
-		return // health
+	if req.URL.Path != "/stats" { // health
+		if r.readyFile != "" {
+			if _, err := os.Stat(r.readyFile); err != nil {
+				w.WriteHeader(http.StatusServiceUnavailable)
+			}
+		}
+		return
 	}
 	r.mu.Lock()
 	reads := r.reads
@@ -56,7 +70,12 @@ func (r *reader) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 func main() {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
-	s := &http.Server{Addr: "127.0.0.1:" + os.Getenv("PORT"), Handler: &reader{}, ReadHeaderTimeout: 5 * time.Second}
+	takes, err := time.ParseDuration(cmp.Or(os.Getenv("TAKES"), "0s"))
+	if err != nil {
+		log.Fatal("TAKES: ", err)
+	}
+	handler := &reader{takes: takes, readyFile: os.Getenv("READY_FILE")}
+	s := &http.Server{Addr: "127.0.0.1:" + os.Getenv("PORT"), Handler: handler, ReadHeaderTimeout: 5 * time.Second}
 	go func() {
 		<-signals
 		_ = s.Close()
