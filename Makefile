@@ -45,7 +45,7 @@ PACKAGES := $(foreach m,queue edge scaler deploy shared,./$(m)/...)
 test: build-race ## every test that needs nothing but this machine, with the race detector
 	@# Real processes wait for one another a third of the time: the packages that only compute take that, those with elections or processes of their own do not.
 	@$(MAKE) --no-print-directory unit PACKAGES="$(ELECTING)"
-	@log=$$(mktemp); nice -n 5 $(MAKE) --no-print-directory unit PACKAGES="$$(go list $(PACKAGES) | grep -vxF "$$(go list $(ELECTING))")" >$$log 2>&1 & unit=$$!; failed=0; \
+	@log=$$(mktemp); nice -n 5 $(MAKE) --no-print-directory unit PACKAGES="$$(echo $$(go list $(PACKAGES) | grep -vxF "$$(go list $(ELECTING))"))" >$$log 2>&1 & unit=$$!; failed=0; \
 	trap "kill $$unit 2>/dev/null || true" EXIT; \
 	$(MAKE) --no-print-directory integration || failed=$$?; wait $$unit || failed=$$?; cat $$log; rm -f $$log; exit $$failed
 unit: ## tests of the packages; they wait more than they compute, so more run at once than there are cores
