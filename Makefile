@@ -37,19 +37,10 @@ run: build ## run the local stack in the foreground: MANIFEST=a.yaml[,b.yaml] ST
 # A program with the race detector waits a second at its end for reports of what still runs; some hundred of them are started.
 RACE := atexit_sleep_ms=0
 
-# Packages whose tests hold elections or start processes, and so need the machine for themselves.
-ELECTING := ./queue/internal/app ./queue/internal/raftnode ./queue/internal/bus ./shared/queueclient ./scaler/internal/orchestrator/process ./deploy/local ./deploy/local/internal/fleet
-PACKAGES := $(foreach m,queue edge scaler deploy shared,./$(m)/...)
-
 .PHONY: test unit integration timing
-test: build-race ## every test that needs nothing but this machine, with the race detector
-	@# Real processes wait for one another a third of the time: the packages that only compute take that, those with elections or processes of their own do not.
-	@$(MAKE) --no-print-directory unit PACKAGES="$(ELECTING)"
-	@log=$$(mktemp); nice -n 5 $(MAKE) --no-print-directory unit PACKAGES="$$(echo $$(go list $(PACKAGES) | grep -vxF "$$(go list $(ELECTING))"))" >$$log 2>&1 & unit=$$!; failed=0; \
-	trap "kill $$unit 2>/dev/null || true" EXIT; \
-	$(MAKE) --no-print-directory integration || failed=$$?; wait $$unit || failed=$$?; cat $$log; rm -f $$log; exit $$failed
+test: unit integration ## every test that needs nothing but this machine, with the race detector: one after the other, for both hold elections
 unit: ## tests of the packages; they wait more than they compute, so more run at once than there are cores
-	@GORACE=$(RACE) go test -race -trimpath -ldflags="-s -w" -timeout 5m -parallel 6 $(PACKAGES)
+	@GORACE=$(RACE) go test -race -trimpath -ldflags="-s -w" -timeout 5m -parallel 6 $(foreach m,queue edge scaler deploy shared,./$(m)/...)
 integration: build-race ## real processes, killed and counted, one cluster at a time; CLUSTERS=n for a larger machine
 	@cd integration && GORACE=$(RACE) SLIMFAAS_BIN=$(CURDIR)/bin/race go test -race -trimpath -p 1 -parallel 48 -count=1 -timeout 30m ./...
 timing: build ## the figures that a race detector would spoil, on plain binaries
