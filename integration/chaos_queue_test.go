@@ -76,7 +76,7 @@ func chaosQ1LeaderKilled(t *testing.T, c *cluster.Cluster) {
 	n := newNemesis(t)
 	l := startLoad(t, c, 32, 16, n.perSecond())
 	var gaps []time.Duration
-	for range n.runs(3, 200) {
+	for range n.runs(2, 200) {
 		leader := healthy(c, 20*time.Second).GetLeader()
 		pace(n.between(300*time.Millisecond, 1200*time.Millisecond)) // load before the blow
 		at := l.rec.Now()
@@ -94,7 +94,7 @@ func chaosQ1LeaderKilled(t *testing.T, c *cluster.Cluster) {
 func chaosQ2NodesKilled(t *testing.T, c *cluster.Cluster) {
 	n := newNemesis(t)
 	l := startLoad(t, c, 32, 16, n.perSecond())
-	for _, part := range []struct{ victims, runs int }{{1, n.runs(2, 200)}, {2, n.runs(1, 50)}, {3, n.runs(1, 50)}} {
+	for _, part := range []struct{ victims, runs int }{{1, n.runs(1, 200)}, {2, n.runs(1, 50)}, {3, n.runs(1, 50)}} {
 		var back []time.Duration
 		for range part.runs {
 			healthy(c, 30*time.Second)

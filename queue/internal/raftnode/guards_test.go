@@ -252,7 +252,7 @@ func TestFlippedBitsAreNeverServed(t *testing.T) {
 	good := copyDir(t, c.configs[0].Dir)
 	const seed = 7
 	random := rand.New(rand.NewPCG(seed, seed))
-	cases := 12
+	cases := 8
 	if os.Getenv("SLIMFAAS_FULL") != "" {
 		cases = 200
 	}
