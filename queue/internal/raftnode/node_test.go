@@ -179,9 +179,7 @@ func TestAFollowerFarBehindCatchesUpBySnapshot(t *testing.T) {
 		back.View(func(m *fsm.Machine) { unfinished, _, _ = m.Sizes() })
 		return unfinished == 41
 	})
-	if !restored.Load() {
-		t.Error("state came without a snapshot, or listeners were not told")
-	}
+	eventually(t, "word to the listeners that the state came by a snapshot", restored.Load) // after the state can be seen
 	for call := range c.calls(back) {
 		if payload, err := back.Payload(call.Seq); err != nil || uint32(len(payload)) != call.Size {
 			t.Fatalf("payload of %d: %d bytes, %v", call.Seq, len(payload), err)
