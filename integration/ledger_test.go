@@ -124,7 +124,7 @@ func TestAcceptedCallsSurviveKillsOfEverything(t *testing.T) {
 				}
 				return nil
 			})
-			pace(1200 * time.Millisecond) // load between the kills
+			pace(700 * time.Millisecond) // load between the kills
 		}
 	}
 	wg.Wait()

@@ -178,7 +178,7 @@ func TestCertificatesRotateUnderLoad(t *testing.T) {
 				if a.Outcome == history.OK {
 					accepted.Add(1)
 				}
-				pace(100 * time.Millisecond) // the client's own pace
+				pace(40 * time.Millisecond) // the client's own pace
 			}
 		})
 	}
