@@ -39,8 +39,8 @@ RACE := atexit_sleep_ms=0
 
 .PHONY: test unit integration timing
 test: unit integration ## every test that needs nothing but this machine, with the race detector: one after the other, for both hold elections
-unit: ## tests of the packages; they wait more than they compute, so more packages and tests run at once than there are cores
-	@GORACE=$(RACE) go test -race -trimpath -ldflags="-s -w" -timeout 5m -p 3 -parallel 6 $(foreach m,queue edge scaler deploy shared,./$(m)/...)
+unit: ## tests of the packages; they wait more than they compute, so more run at once than there are cores
+	@GORACE=$(RACE) go test -race -trimpath -ldflags="-s -w" -timeout 5m -parallel 6 $(foreach m,queue edge scaler deploy shared,./$(m)/...)
 integration: build-race ## real processes, killed and counted, one cluster at a time; CLUSTERS=n for a larger machine
 	@cd integration && GORACE=$(RACE) SLIMFAAS_BIN=$(CURDIR)/bin/race go test -race -trimpath -p 1 -parallel 48 -count=1 -timeout 30m ./...
 timing: build ## the figures that a race detector would spoil, on plain binaries

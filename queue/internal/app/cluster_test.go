@@ -344,14 +344,14 @@ func TestBooksBalanceUnderLoadAndNewLeaders(t *testing.T) {
 		s.NumberParallelRequest, s.NumberParallelRequestPerPod = 64, 32
 		s.Configuration.DefaultAsync.TimeoutRetries = []int{0, 0, 0, 0, 0, 0}
 	}, "f-0", "f-1")
-	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
 	defer cancel()
 	var running sync.WaitGroup
 	delivered := sync.Map{}
 	for _, name := range []string{"edge-0", "edge-1"} {
 		running.Go(func() { c.deliverAll(ctx, name, &delivered) })
 	}
-	const callers, each = 16, 40
+	const callers, each = 16, 15
 	var accepted sync.Map
 	var writers sync.WaitGroup
 	var done atomic.Int64
