@@ -18,7 +18,7 @@ require (
 )
 
 require (
-	github.com/nats-io/nkeys v0.4.17
+	github.com/nats-io/nkeys v0.4.17 // indirect
 	go.yaml.in/yaml/v3 v3.0.6
 	golang.org/x/crypto v0.57.0 // indirect
 	golang.org/x/sys v0.48.0

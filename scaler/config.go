@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -8,6 +9,8 @@ import (
 	"time"
 
 	"github.com/slimfaas/slimfaas/scaler/internal/app"
+	"github.com/slimfaas/slimfaas/scaler/internal/orchestrator/kube"
+	"github.com/slimfaas/slimfaas/scaler/internal/orchestrator/process"
 	"github.com/slimfaas/slimfaas/shared/secret"
 	"github.com/slimfaas/slimfaas/shared/settings"
 )
@@ -22,6 +25,8 @@ type config struct {
 	Neighbours   neighbourConfig
 	Orchestrator orchestratorConfig
 	Sleep        sleepConfig
+
+	localToken string // of bin/local's socket
 }
 
 type identityConfig struct {
@@ -54,22 +59,33 @@ func (c *neighbourConfig) Validate() error {
 }
 
 type orchestratorConfig struct {
-	Kind          string `env:"ORCHESTRATOR" envDefault:"process" alias:"SlimFaas__Orchestrator" doc:"What runs the functions: process (bin/local). kubernetes and docker are not built in yet."`
-	ProcessSocket string `env:"PROCESS_SOCKET" doc:"Path of bin/local's unix socket; needed with process."`
+	Kind          string   `env:"ORCHESTRATOR" envDefault:"process" alias:"SlimFaas__Orchestrator" doc:"What runs the functions: process (bin/local) or kubernetes. docker is not built in yet."`
+	ProcessSocket string   `env:"PROCESS_SOCKET" doc:"Path of bin/local's unix socket; needed with process."`
+	Namespaces    []string `env:"NAMESPACES" alias:"SlimFaas__Namespace" doc:"Kubernetes namespaces of the functions, comma-separated, or * for all. Empty: the one this scaler runs in. With more than one, functions are called name.namespace."`
+	OwnNamespace  string   `env:"OWN_NAMESPACE" doc:"Kubernetes namespace this scaler runs in: of its Lease and its neighbours' pods. Empty: the pod's, else the kubeconfig's."`
+	Kubeconfig    string   `env:"KUBECONFIG" doc:"Path of a kubeconfig. Empty: the pod's service account, else what kubectl would use."`
 }
+
+// Kinds of orchestrators.
+const (
+	ofProcesses = "process"
+	kubernetes  = "kubernetes"
+)
 
 // Validate implements settings.Validator.
 func (c *orchestratorConfig) Validate() error {
 	switch c.Kind = strings.ToLower(c.Kind); c.Kind {
-	case "process":
+	case ofProcesses:
 		if c.ProcessSocket == "" {
 			return fmt.Errorf("%sPROCESS_SOCKET is empty: the process orchestrator is reached through bin/local's unix socket", prefix)
 		}
 		return nil
-	case "kubernetes", "docker":
-		return fmt.Errorf("%sORCHESTRATOR=%s: not built in yet, only process is", prefix, c.Kind)
+	case kubernetes:
+		return nil
+	case "docker":
+		return fmt.Errorf("%sORCHESTRATOR=%s: not built in yet, only process and kubernetes are", prefix, c.Kind)
 	}
-	return fmt.Errorf("%sORCHESTRATOR=%q: expected process", prefix, c.Kind)
+	return fmt.Errorf("%sORCHESTRATOR=%q: expected process or kubernetes", prefix, c.Kind)
 }
 
 type sleepConfig struct {
@@ -86,7 +102,7 @@ func load(environ []string) (options app.Options, cfg config, warnings []string,
 	}
 	options = app.Options{
 		Name: cfg.Identity.Name, APIAddress: cfg.Listen.APIAddress, APIAdvertise: cfg.Listen.APIAdvertise, AdminAddress: cfg.Listen.AdminAddress,
-		QueueAPI: cfg.Neighbours.QueueAPI, BusURLs: cfg.Neighbours.BusURLs, ProcessSocket: cfg.Orchestrator.ProcessSocket,
+		QueueAPI: cfg.Neighbours.QueueAPI, BusURLs: cfg.Neighbours.BusURLs,
 		SecretsDir: cfg.Identity.SecretsDir, Insecure: cfg.Listen.Insecure,
 		IdleDrain: cfg.Sleep.IdleDrain, ShrinkDrain: cfg.Sleep.ShrinkDrain, VanishedBlocks: cfg.Sleep.VanishedBlocks,
 	}
@@ -100,11 +116,30 @@ func load(environ []string) (options app.Options, cfg config, warnings []string,
 	}
 	options.BusSeedFile = cfg.Identity.SecretsDir + "/bus-scaler.seed"
 	var errs []error
-	for name, value := range map[string]*string{
-		"token-scaler": &options.Token, "token-queue": &options.QueueToken, "token-local": &options.LocalToken,
-	} {
+	tokens := map[string]*string{"token-scaler": &options.Token, "token-queue": &options.QueueToken}
+	if cfg.Orchestrator.Kind == ofProcesses {
+		tokens["token-local"] = &cfg.localToken
+	}
+	for name, value := range tokens {
 		*value, err = secret.Read(cfg.Identity.SecretsDir, name)
 		errs = append(errs, err)
 	}
 	return options, cfg, warnings, errors.Join(errs...)
+}
+
+// orchestrator makes the driver that is set.
+func (c *config) orchestrator(options *app.Options) error {
+	if c.Orchestrator.Kind != kubernetes {
+		options.Orchestrator = process.New(process.Options{Socket: c.Orchestrator.ProcessSocket, Token: c.localToken, Log: options.Log})
+		return nil
+	}
+	driver, err := kube.New(kube.Options{
+		Kubeconfig: c.Orchestrator.Kubeconfig, Own: c.Orchestrator.OwnNamespace, Namespaces: c.Orchestrator.Namespaces, Log: options.Log,
+	})
+	if err != nil {
+		return fmt.Errorf("%sORCHESTRATOR=%s: %w", prefix, kubernetes, err)
+	}
+	options.Orchestrator = driver
+	options.Elect = driver.Elector(options.Name + "_" + rand.Text()).Run
+	return nil
 }

@@ -23,11 +23,11 @@ func environment(t *testing.T, with ...string) []string {
 
 func TestLoad(t *testing.T) {
 	t.Parallel()
-	options, _, warnings, err := load(environment(t))
+	options, cfg, warnings, err := load(environment(t))
 	if err != nil || len(warnings) != 0 {
 		t.Fatalf("%v, warnings %q", err, warnings)
 	}
-	if options.Name != "scaler-7" || len(options.QueueAPI) != 2 || options.Token != "s" || options.QueueToken != "q" || options.LocalToken != "l" {
+	if options.Name != "scaler-7" || len(options.QueueAPI) != 2 || options.Token != "s" || options.QueueToken != "q" || cfg.localToken != "l" {
 		t.Errorf("%+v", options)
 	}
 }
@@ -35,7 +35,7 @@ func TestLoad(t *testing.T) {
 func TestMistakesAreNamed(t *testing.T) {
 	t.Parallel()
 	for set, want := range map[string]string{
-		"SCALER_ORCHESTRATOR=kubernetes":   "not built in yet",
+		"SCALER_ORCHESTRATOR=mesos":        "expected process or kubernetes",
 		"SCALER_ORCHESTRATOR=docker":       "not built in yet",
 		"SCALER_ORCHESTRATOR=nomad":        "expected process",
 		"SlimFaas__Orchestrator=Docker":    "not built in yet",

@@ -19,6 +19,7 @@ import (
 const usage = `scaler wakes functions, puts them to sleep, and keeps the table of where they are.
 
   scaler                 run
+  scaler certs           make the secrets of an installation in Kubernetes, and renew its certificates
   scaler health          ask this scaler's /ready: ends 0 or 1
   scaler config-doc      print the table of settings for docs/configuration.md
   scaler version         say which build this is
@@ -44,6 +45,8 @@ func run(ctx context.Context, args []string) error {
 	switch command {
 	case "run":
 		return start(ctx)
+	case "certs":
+		return makeCerts(ctx, args[1:])
 	case "health":
 		var cfg struct{ Listen listenConfig }
 		if _, err := settings.Load(prefix, &cfg, os.Environ()); err != nil {
@@ -77,6 +80,9 @@ func start(ctx context.Context) error {
 	}
 	log.Info("scaler starts", settings.Effective(&cfg)...)
 	options.Log = log.With("node", options.Name)
+	if err := cfg.orchestrator(&options); err != nil {
+		return err
+	}
 	scaler, err := app.New(ctx, options)
 	if err != nil {
 		return err

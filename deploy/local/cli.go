@@ -16,8 +16,8 @@ import (
 	"time"
 
 	"github.com/slimfaas/slimfaas/deploy/local/internal/api"
-	"github.com/slimfaas/slimfaas/deploy/local/internal/keys"
 	"github.com/slimfaas/slimfaas/deploy/local/internal/manifest"
+	"github.com/slimfaas/slimfaas/shared/keys"
 	"github.com/slimfaas/slimfaas/shared/obs"
 	"github.com/slimfaas/slimfaas/shared/secret"
 )

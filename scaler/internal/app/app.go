@@ -22,7 +22,6 @@ import (
 	"github.com/slimfaas/slimfaas/scaler/internal/fleet"
 	"github.com/slimfaas/slimfaas/scaler/internal/lead"
 	"github.com/slimfaas/slimfaas/scaler/internal/orchestrator"
-	"github.com/slimfaas/slimfaas/scaler/internal/orchestrator/process"
 	"github.com/slimfaas/slimfaas/scaler/internal/waking"
 	"github.com/slimfaas/slimfaas/shared/nc"
 	"github.com/slimfaas/slimfaas/shared/obs"
@@ -49,9 +48,10 @@ type Options struct {
 	BusSeedFile string // empty: the bus asks for none
 	Token       string // this scaler's, presented to queue nodes
 	QueueToken  string // presented by queue nodes
-	LocalToken  string // of the supervisor's socket
 
-	ProcessSocket string
+	Orchestrator orchestrator.Orchestrator
+	// Elect runs for office by the orchestrator's own means until ctx ends, and calls lead for each term; nil: by a lock in the queue.
+	Elect func(ctx context.Context, lead func(ctx context.Context, term election.Term) error) error
 
 	IdleDrain, ShrinkDrain, VanishedBlocks time.Duration
 
@@ -61,21 +61,19 @@ type Options struct {
 // App is one scaler.
 type App struct {
 	Options
-	orchestrator orchestrator.Orchestrator
-	fleet        *fleet.Fleet
-	loads        *demand.Loads
-	demand       *demand.Queue
-	catalogue    *catalogue.Catalogue
-	queue        *queueclient.Client
-	bus          *nc.Bus
-	waker        *waking.Waker
-	leader       *lead.Leader
-	elector      *election.Elector
-	api, admin   *serve.Server
-	tls          *tlsconf.Files // nil: internal links are not encrypted
-	hint         chan struct{}
-	explains     chan question
-	stopping     atomic.Bool
+	fleet      *fleet.Fleet
+	loads      *demand.Loads
+	demand     *demand.Queue
+	catalogue  *catalogue.Catalogue
+	queue      *queueclient.Client
+	bus        *nc.Bus
+	waker      *waking.Waker
+	leader     *lead.Leader
+	api, admin *serve.Server
+	tls        *tlsconf.Files // nil: internal links are not encrypted
+	hint       chan struct{}
+	explains   chan question
+	stopping   atomic.Bool
 }
 
 // New builds a scaler and opens its listeners; nothing runs yet.
@@ -85,7 +83,6 @@ func New(ctx context.Context, options Options) (*App, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.orchestrator = process.New(process.Options{Socket: options.ProcessSocket, Token: options.LocalToken, Log: options.Log})
 	a.fleet = fleet.New(time.Now, options.Log)
 	a.loads, a.demand = demand.NewLoads(), demand.NewQueue()
 
@@ -117,17 +114,19 @@ func New(ctx context.Context, options Options) (*App, error) {
 		return nil, err
 	}
 	a.waker = waking.New(waking.Options{
-		Orchestrator: a.orchestrator, Fleet: a.fleet, Log: options.Log, Sighted: a.sighted,
+		Orchestrator: a.Orchestrator, Fleet: a.fleet, Log: options.Log, Sighted: a.sighted,
 		Leading: func() bool { return a.leader.Epoch() != 0 },
 	})
 	a.leader = lead.New(lead.Options{
-		Name: options.Name, Orchestrator: a.orchestrator, Fleet: a.fleet, Loads: a.loads, Demand: a.demand, Catalogue: a.catalogue,
+		Name: options.Name, Orchestrator: a.Orchestrator, Fleet: a.fleet, Loads: a.loads, Demand: a.demand, Catalogue: a.catalogue,
 		Bus: a.bus, Queue: queue{a.queue}, Waker: a.waker, Log: options.Log,
 		IdleDrain: options.IdleDrain, ShrinkDrain: options.ShrinkDrain, VanishedBlocks: options.VanishedBlocks,
 	})
-	a.elector = election.New(election.Options{
-		Queue: queue{a.queue}, Name: options.Name, Incarnation: rand.Text(), Address: advertise, Log: options.Log, Hint: a.hint,
-	})
+	if a.Elect == nil {
+		a.Elect = election.New(election.Options{
+			Queue: queue{a.queue}, Name: options.Name, Incarnation: rand.Text(), Address: advertise, Log: options.Log, Hint: a.hint,
+		}).Run
+	}
 	return a, nil
 }
 
@@ -152,7 +151,7 @@ func (a *App) Run(ctx context.Context) error {
 		keep("the watch of the certificates", a.tls.Run)
 	}
 	keep("the API", func(ctx context.Context) error { return a.api.Run(ctx, drainTime) })
-	keep("the watch of the orchestrator", func(ctx context.Context) error { return a.orchestrator.Watch(ctx, a.fleet) })
+	keep("the watch of the orchestrator", func(ctx context.Context) error { return a.Orchestrator.Watch(ctx, a.fleet) })
 	keep("waking", a.waker.Run)
 	for range explainers {
 		keep("explaining", a.explain)
@@ -192,7 +191,7 @@ func (a *App) elect(ctx context.Context) error {
 		case <-changed:
 		}
 	}
-	return a.elector.Run(ctx, func(ctx context.Context, term election.Term) error {
+	return a.Elect(ctx, func(ctx context.Context, term election.Term) error {
 		return a.leader.Lead(ctx, term.Token, term.Valid)
 	})
 }

@@ -29,12 +29,15 @@ var (
 	raises    = prometheus.NewDesc("slimfaas_scaler_wake_requests_total", "Wakes asked of the orchestrator by this scaler.", nil, nil)
 	scales    = prometheus.NewDesc("slimfaas_scaler_scale_requests_total", "Scale requests by outcome.", []string{"outcome"}, nil)
 	drains    = prometheus.NewDesc("slimfaas_scaler_drains_total", "Drains by how they ended.", []string{"end"}, nil)
+	passes    = prometheus.NewDesc("slimfaas_scaler_pass_seconds", "Looks of the leader at everything: how many, and how long together.", nil, nil)
+	longest   = prometheus.NewDesc("slimfaas_scaler_pass_longest_seconds", "The longest of them.", nil, nil)
+	lists     = prometheus.NewDesc("slimfaas_scaler_orchestrator_listingtotal", "Listings of all objects asked of Kubernetes: none while its watches hold.", nil, nil)
 	overruns  = prometheus.NewDesc("slimfaas_bus_overruns_total", "How often a subscription began to drop messages.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (c collector) Describe(to chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{current, desired, ready, leading, epoch, functions, edges, raises, scales, drains, overruns} {
+	for _, desc := range []*prometheus.Desc{current, desired, ready, leading, epoch, functions, edges, raises, scales, drains, passes, longest, lists, overruns} {
 		to <- desc
 	}
 }
@@ -66,5 +69,10 @@ func (c collector) Collect(to chan<- prometheus.Metric) {
 	counter(scales, totals.Failed, "failed")
 	counter(drains, totals.Drained, "stopped")
 	counter(drains, totals.Cancelled, "cancelled")
+	to <- prometheus.MustNewConstSummary(passes, totals.Passes, totals.Passing.Seconds(), nil)
+	gauge(longest, totals.LongestPass.Seconds())
+	if o, listing := c.app.Orchestrator.(interface{ Lists() uint64 }); listing {
+		counter(lists, o.Lists())
+	}
 	counter(overruns, c.app.bus.Overruns())
 }

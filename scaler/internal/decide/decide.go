@@ -1,6 +1,7 @@
 package decide
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -44,7 +45,7 @@ func (s *Facts) Decide(f *Function) Decision {
 	}
 	if f.Fixed {
 		return Decision{
-			Replicas: f.Wanted, Kind: Untouched, Reason: "its replicas belong to someone else (debugUrl)", Change: "nothing",
+			Replicas: f.Wanted, Kind: Untouched, Reason: "its replicas belong to someone else (" + cmp.Or(f.FixedBy, "debugUrl") + ")", Change: "nothing",
 		}
 	}
 	waiting, warnings := s.dependencies(f)
@@ -54,6 +55,10 @@ func (s *Facts) Decide(f *Function) Decision {
 		if next, ok := f.Spec.NextScheduled(s.now); ok {
 			d.Next = soonest(d.Next, next)
 		}
+	}
+	if f.Autoscaler != "" && d.Replicas != f.Wanted && d.Replicas > 0 && f.Wanted > 0 {
+		d.Reason = fmt.Sprintf("%s scales it while it is awake; otherwise: %s", f.Autoscaler, d.Reason)
+		d.Replicas, d.Kind = f.Wanted, Keep
 	}
 	if d.Replicas > f.Wanted && f.StartFailure != "" {
 		d.Reason = fmt.Sprintf("wants %d replicas, but a replica cannot be placed: %s", d.Replicas, f.StartFailure)

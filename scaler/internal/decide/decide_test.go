@@ -88,7 +88,16 @@ func TestDecideOneFunction(t *testing.T) {
 		"more replicas than at start stay while active": {func(f *decide.Function) { f.Wanted, f.LastActive = 7, ago(time.Second) },
 			7, decide.Keep, "active within", noon.Add(9 * time.Second)},
 		"broken is left alone": {func(f *decide.Function) { f.Wanted, f.Broken = 3, true }, 3, decide.Untouched, "problems", time.Time{}},
-		"fixed is left alone":  {func(f *decide.Function) { f.Wanted, f.Fixed = 1, true }, 1, decide.Untouched, "someone else", time.Time{}},
+		"fixed says by whom": {func(f *decide.Function) { f.Wanted, f.Fixed, f.FixedBy = 1, true, "managed by KEDA" },
+			1, decide.Untouched, "someone else (managed by KEDA)", time.Time{}},
+		"an autoscaler scales what is awake": {func(f *decide.Function) {
+			f.Wanted, f.Spec.ReplicasMin, f.Autoscaler = 5, 1, "HorizontalPodAutoscaler web"
+		}, 5, decide.Keep, "HorizontalPodAutoscaler web scales it while it is awake", time.Time{}},
+		"beside an autoscaler it sleeps": {func(f *decide.Function) { f.Wanted, f.Autoscaler = 5, "HorizontalPodAutoscaler web" },
+			0, decide.Idle, "no activity", time.Time{}},
+		"beside an autoscaler it wakes": {func(f *decide.Function) { f.Woken, f.Autoscaler = noon, "HorizontalPodAutoscaler web" },
+			1, decide.Raise, "wake", time.Time{}},
+		"fixed is left alone": {func(f *decide.Function) { f.Wanted, f.Fixed = 1, true }, 1, decide.Untouched, "someone else", time.Time{}},
 		"I3: no room, no further scale-up": {func(f *decide.Function) { f.Open.Parked, f.StartFailure = 1, "exceeded quota" },
 			0, decide.Keep, "exceeded quota", time.Time{}},
 		"no room does not hinder sleep": {func(f *decide.Function) { f.Wanted, f.StartFailure = 2, "exceeded quota" },

@@ -21,8 +21,11 @@ type Function struct {
 	Spec *function.Specification
 	// Broken: its annotations have problems; it is left as it is.
 	Broken bool
-	// Fixed: something else owns its replicas.
-	Fixed bool
+	// Fixed: something else owns its replicas. FixedBy says what, in words; empty: its debugUrl.
+	Fixed   bool
+	FixedBy string
+	// Autoscaler changes its replicas while there are any, and stands aside at 0: it is scaled to 0 and from 0 only. Empty: nothing does.
+	Autoscaler string
 
 	Wanted int // replicas asked of the orchestrator
 	Ready  int

@@ -51,6 +51,8 @@ type Input struct {
 	Target   int // replicas decided
 	Wanted   int // replicas asked of the orchestrator
 	Replicas []Replica
+	// Ordered: the orchestrator stops those with the highest index, whatever it is asked (a StatefulSet).
+	Ordered bool
 	// Hold says why nothing may shrink now; empty: it may.
 	Hold    string
 	Timeout time.Duration // after which a victim goes with what is open on it
@@ -85,7 +87,7 @@ func Step(d *Drain, in Input) (*Drain, Action, string) {
 	if d != nil {
 		keep, since = d.Victims, d.Since
 	}
-	victims := Choose(in.Replicas, keep, in.Target)
+	victims := Choose(in.Replicas, keep, in.Target, in.Ordered)
 	if d == nil || !slices.Equal(victims, d.Victims) {
 		d = &Drain{Victims: victims, Since: since}
 	}
@@ -130,8 +132,9 @@ func waiting(victims []Victim, published Version, in Input) string {
 	return ""
 }
 
-// Choose picks who goes so that target remain: those chosen before, then those without calls, then the highest index.
-func Choose(replicas []Replica, keep []Victim, target int) []Victim {
+// Choose picks who goes so that target remain: those chosen before, then those without calls, then the highest index. Where the
+// orchestrator itself goes by the order of the indices, only they count.
+func Choose(replicas []Replica, keep []Victim, target int, ordered bool) []Victim {
 	n := len(replicas) - max(target, 0)
 	if n <= 0 {
 		return nil
@@ -139,8 +142,8 @@ func Choose(replicas []Replica, keep []Victim, target int) []Victim {
 	order := slices.Clone(replicas)
 	slices.SortFunc(order, func(a, b Replica) int {
 		return cmp.Or(
-			first(slices.Contains(keep, a.Victim), slices.Contains(keep, b.Victim)),
-			first(!a.Routable, !b.Routable),
+			first(!ordered && slices.Contains(keep, a.Victim), !ordered && slices.Contains(keep, b.Victim)),
+			first(!ordered && !a.Routable, !ordered && !b.Routable),
 			-cmp.Compare(index(a.Name), index(b.Name)),
 			-cmp.Compare(a.Name, b.Name),
 			cmp.Compare(a.Instance, b.Instance),

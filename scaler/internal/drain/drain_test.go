@@ -189,11 +189,19 @@ func TestChooseTakesTheHighestIndexByNumber(t *testing.T) {
 	for i := range 12 {
 		replicas = append(replicas, drain.Replica{Victim: victim(i), Routable: true})
 	}
-	got := drain.Choose(replicas, nil, 10)
+	got := drain.Choose(replicas, nil, 10, false)
 	if !slices.Equal(got, []drain.Victim{victim(10), victim(11)}) {
 		t.Errorf("chose %v", got)
 	}
-	if got := drain.Choose(replicas, []drain.Victim{victim(3)}, 11); !slices.Equal(got, []drain.Victim{victim(3)}) {
+	if got := drain.Choose(replicas, []drain.Victim{victim(3)}, 11, false); !slices.Equal(got, []drain.Victim{victim(3)}) {
 		t.Errorf("did not keep the one chosen before: %v", got)
+	}
+}
+
+func TestWhereTheOrchestratorGoesByTheIndexOnlyThatCounts(t *testing.T) {
+	t.Parallel()
+	replicas := []drain.Replica{{Victim: victim(0)}, {Victim: victim(1), Routable: true}, {Victim: victim(2), Routable: true}}
+	if got := drain.Choose(replicas, []drain.Victim{victim(1)}, 2, true); !slices.Equal(got, []drain.Victim{victim(2)}) {
+		t.Errorf("chose %v", got)
 	}
 }

@@ -155,12 +155,17 @@ func (l *Leader) Figures() []Figures {
 	return nil
 }
 
-// Totals counts what this process's terms did.
-type Totals struct{ Scaled, Drained, Cancelled, Failed uint64 }
+// Totals counts what this process's terms did. Passes are looks at everything: how many, how long together, and the longest.
+type Totals struct {
+	Scaled, Drained, Cancelled, Failed uint64
+	Passes                             uint64
+	Passing, LongestPass               time.Duration
+}
 
 // Totals of all terms of this process.
 func (l *Leader) Totals() Totals {
 	return Totals{
 		Scaled: l.counts.scaled.Load(), Drained: l.counts.drained.Load(), Cancelled: l.counts.cancelled.Load(), Failed: l.counts.failed.Load(),
+		Passes: l.counts.passes.Load(), Passing: time.Duration(l.counts.passing.Load()), LongestPass: time.Duration(l.counts.longest.Load()), //nolint:gosec // of durations
 	}
 }

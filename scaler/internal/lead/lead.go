@@ -101,7 +101,18 @@ type Leader struct {
 	counts  counts
 }
 
-type counts struct{ scaled, cancelled, drained, failed atomic.Uint64 }
+type counts struct {
+	scaled, cancelled, drained, failed atomic.Uint64
+	passes, passing, longest           atomic.Uint64 // looks at everything: how many, how long together and the longest, in ns
+}
+
+func (c *counts) passed(took time.Duration) {
+	ns := uint64(max(took, 0)) //nolint:gosec // not negative
+	c.passes.Add(1)
+	c.passing.Add(ns)
+	for old := c.longest.Load(); ns > old && !c.longest.CompareAndSwap(old, ns); old = c.longest.Load() {
+	}
+}
 
 // New makes a leader without a term.
 func New(options Options) *Leader {
@@ -193,6 +204,7 @@ func (o *office) loop(ctx context.Context, changed <-chan struct{}, reader *read
 	for {
 		began := time.Now()
 		next, ask := o.pass(ctx, began, first)
+		o.counts.passed(time.Since(began))
 		if first {
 			first = false
 			o.Leader.epoch.Store(o.epoch)

@@ -131,7 +131,7 @@ func (o *office) functions(now time.Time, view *fleet.View) []*decide.Function {
 		}
 		load, held := loads[name], queued[name]
 		f := &decide.Function{
-			Name: name, Spec: one.Spec, Broken: len(one.Problems) > 0, Fixed: one.Fixed,
+			Name: name, Spec: one.Spec, Broken: len(one.Problems) > 0, Fixed: one.Fixed, FixedBy: one.FixedBy, Autoscaler: one.Autoscaler,
 			Wanted: w.wanted(one).Wanted, Ready: one.Ready(), StartFailure: one.StartFailure(),
 			Open:     decide.Open{InFlight: load.InFlight, Streams: load.Streams, Parked: load.Parked, Deliveries: load.Deliveries},
 			Demand:   decide.Demand(held),
@@ -214,7 +214,7 @@ func (o *office) step(now time.Time, f *fleet.Function, w *work, hold string) dr
 	had := w.drain
 	var action drain.Action
 	w.drain, action, w.awaits = drain.Step(w.drain, drain.Input{
-		Now: now, Target: w.decision.Replicas, Wanted: current.Wanted, Replicas: candidates(f, w.leaving), Hold: hold,
+		Now: now, Target: w.decision.Replicas, Wanted: current.Wanted, Replicas: candidates(f, w.leaving), Ordered: f.Kind == "StatefulSet", Hold: hold,
 		Timeout: o.timeout(w), Edges: o.edges(), Said: o.said(f.Name), FactsAt: o.facts.began,
 	})
 	if had != nil && w.drain == nil {

@@ -48,8 +48,14 @@ type Workload struct {
 	Annotations map[string]string
 	Wanted      int // replicas last asked for
 	Revision    Revision
-	Fixed       bool // never scaled: something else owns its replicas
-	Replicas    []Replica
+	Fixed       bool   // never scaled: something else owns its replicas
+	FixedBy     string // what does, in words; empty: its debugUrl
+	// Autoscaler changes its replicas between AutoscalerMin and more, and stands aside at 0; empty: nothing does. It is scaled to 0
+	// and from 0 only.
+	Autoscaler    string
+	AutoscalerMin int
+
+	Replicas []Replica
 }
 
 // Phase of a replica.

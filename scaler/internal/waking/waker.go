@@ -256,7 +256,7 @@ func startOrder(now time.Time, view *fleet.View, name string) []string {
 		}
 		seen[f.Name] = true
 		functions = append(functions, &decide.Function{
-			Name: f.Name, Spec: f.Spec, Broken: len(f.Problems) > 0, Fixed: f.Fixed,
+			Name: f.Name, Spec: f.Spec, Broken: len(f.Problems) > 0, Fixed: f.Fixed, FixedBy: f.FixedBy, Autoscaler: f.Autoscaler,
 			Wanted: f.Wanted, Ready: f.Ready(), StartFailure: f.StartFailure(),
 		})
 		next = append(next, f.Spec.DependsOn...)

@@ -11,10 +11,10 @@ import (
 	"time"
 
 	"github.com/slimfaas/slimfaas/deploy/local/internal/api"
-	"github.com/slimfaas/slimfaas/deploy/local/internal/keys"
 	"github.com/slimfaas/slimfaas/deploy/local/internal/manifest"
 	"github.com/slimfaas/slimfaas/deploy/local/internal/ports"
 	"github.com/slimfaas/slimfaas/deploy/local/internal/proc"
+	"github.com/slimfaas/slimfaas/shared/keys"
 )
 
 // What parts may inherit besides their own prefix: nothing of the caller's shell but what a program needs to run.

@@ -17,10 +17,10 @@ import (
 
 	"github.com/slimfaas/slimfaas/deploy/local/internal/api"
 	"github.com/slimfaas/slimfaas/deploy/local/internal/fleet"
-	"github.com/slimfaas/slimfaas/deploy/local/internal/keys"
 	"github.com/slimfaas/slimfaas/deploy/local/internal/manifest"
 	"github.com/slimfaas/slimfaas/deploy/local/internal/ports"
 	"github.com/slimfaas/slimfaas/deploy/local/internal/proc"
+	"github.com/slimfaas/slimfaas/shared/keys"
 	"github.com/slimfaas/slimfaas/shared/secret"
 )
 

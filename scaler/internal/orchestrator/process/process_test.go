@@ -1,7 +1,6 @@
 package process_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -130,10 +129,10 @@ func TestConformance(t *testing.T) {
 	}
 	orchestratortest.Run(t, func(t *testing.T) orchestratortest.World {
 		state := supervisor(t)
-		relay := newRelay(t, filepath.Join(state, wire.LocalSocket))
+		relay := orchestratortest.NewRelay(t, "unix", filepath.Join(state, wire.LocalSocket))
 		return orchestratortest.World{
-			Orchestrator: driver(t, relay.socket, token(t, state)),
-			Single:       "single", Pair: "pair", Part: "edge-0", Interrupt: relay.cut,
+			Orchestrator: driver(t, relay.Address, token(t, state)),
+			Single:       "single", Pair: "pair", Part: "edge-0", Interrupt: func() { relay.Cut(0) },
 		}
 	})
 }
@@ -176,77 +175,5 @@ func TestACutAnswerIsUnreachable(t *testing.T) {
 	_, err = driver(t, socket, "").Scale(t.Context(), orchestrator.Request{Function: "f", Replicas: 1})
 	if !errors.Is(err, orchestrator.ErrUnreachable) {
 		t.Errorf("got %v, want ErrUnreachable", err)
-	}
-}
-
-// relay passes connections on to another socket until it is told to cut them.
-type relay struct {
-	socket string
-	mu     sync.Mutex
-	open   map[net.Conn]bool
-}
-
-func newRelay(t *testing.T, to string) *relay {
-	t.Helper()
-	r := &relay{socket: filepath.Join(t.TempDir(), "relay.sock"), open: map[net.Conn]bool{}}
-	listener, err := net.Listen("unix", r.socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wait sync.WaitGroup
-	t.Cleanup(func() { listener.Close(); r.cut(); wait.Wait() }) //nolint:errcheck // the end of a test
-	wait.Go(func() {
-		for {
-			from, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			wait.Go(func() { r.pass(t.Context(), from, to) })
-		}
-	})
-	return r
-}
-
-func (r *relay) pass(ctx context.Context, from net.Conn, to string) {
-	there, err := (&net.Dialer{}).DialContext(ctx, "unix", to)
-	if err != nil {
-		from.Close() //nolint:errcheck // it failed already
-		return
-	}
-	r.mu.Lock()
-	r.open[from], r.open[there] = true, true
-	r.mu.Unlock()
-	var wait sync.WaitGroup
-	wait.Go(func() { copyAndClose(there, from) })
-	wait.Go(func() { copyAndClose(from, there) })
-	wait.Wait()
-	r.mu.Lock()
-	delete(r.open, from)
-	delete(r.open, there)
-	r.mu.Unlock()
-}
-
-func copyAndClose(to, from net.Conn) {
-	buffer := make([]byte, 32<<10)
-	for {
-		n, err := from.Read(buffer)
-		if n > 0 {
-			if _, err := to.Write(buffer[:n]); err != nil {
-				break
-			}
-		}
-		if err != nil {
-			break
-		}
-	}
-	to.Close()   //nolint:errcheck // both ends are done
-	from.Close() //nolint:errcheck // both ends are done
-}
-
-func (r *relay) cut() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for conn := range r.open {
-		conn.Close() //nolint:errcheck // that is the point
 	}
 }

@@ -1,5 +1,5 @@
-// Package keys makes the secrets of a local stack once, in a folder only its owner can read. Programs are given the folder,
-// never a value.
+// Package keys makes the secrets of an installation once, in a folder only its owner can read: on a laptop programs are given the
+// folder, in Kubernetes its files become Secrets. Nobody is given a value in arguments or in the environment.
 package keys
 
 import (
@@ -18,15 +18,16 @@ import (
 	"github.com/slimfaas/slimfaas/shared/tlsconf"
 )
 
-// Local is the name of the token of this supervisor's own API.
+// Local is the name of the token of bin/local's own API.
 const Local = "token-local"
 
-const (
-	// authorityDir holds ca.crt and ca.key; no program is given it.
-	authorityDir = "authority"
+// AuthorityDir is the folder of the authority's ca.crt and ca.key, in that of the secrets; no program is given it.
+const AuthorityDir = "authority"
 
-	authorityLife   = 10 * 365 * 24 * time.Hour
-	certificateLife = 365 * 24 * time.Hour
+const (
+	authorityLife = 10 * 365 * 24 * time.Hour
+	// CertificateLife is how long a certificate is valid.
+	CertificateLife = 365 * 24 * time.Hour
 )
 
 // needs are the secrets a role is given when each process has a folder of its own.
@@ -63,9 +64,9 @@ func Make(dir string) error {
 }
 
 // Certify gives a process of a role a folder of its own in dir: the secrets it needs, no others, and a new certificate that
-// carries role and name. The authority that issues it is made once.
-func Certify(dir, role, name string) error {
-	issuer, err := authority(filepath.Join(dir, authorityDir))
+// carries role, name and the further names. The authority that issues it is made once.
+func Certify(dir, role, name string, further ...string) error {
+	issuer, err := authority(filepath.Join(dir, AuthorityDir))
 	if err != nil {
 		return err
 	}
@@ -82,13 +83,13 @@ func Certify(dir, role, name string) error {
 			return err
 		}
 	}
-	return issuer.Write(own, nil, time.Now().Add(certificateLife), role, name)
+	return issuer.Write(own, nil, time.Now().Add(CertificateLife), append([]string{role, name}, further...)...)
 }
 
 // authority takes the one there is, unless its end is near.
 func authority(dir string) (*tlsconf.Authority, error) {
 	certFile, keyFile := filepath.Join(dir, "ca.crt"), filepath.Join(dir, "ca.key")
-	if a, err := tlsconf.LoadAuthority(certFile, keyFile); err == nil && time.Until(a.NotAfter()) > 2*certificateLife {
+	if a, err := tlsconf.LoadAuthority(certFile, keyFile); err == nil && time.Until(a.NotAfter()) > 2*CertificateLife {
 		return a, nil
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {

@@ -1,0 +1,123 @@
+package kube
+
+import (
+	"crypto/rand"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/slimfaas/slimfaas/scaler/internal/orchestrator/orchestratortest"
+)
+
+// The functions of a world: probed slowly, as people's are not, so that a replica is seen before it is ready.
+const functions = `
+apiVersion: v1
+kind: Namespace
+metadata: {name: %[1]s}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: edge-0, namespace: %[1]s, labels: {app.kubernetes.io/part-of: slimfaas}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: edge, image: "slimfaas/demo-function:dev", imagePullPolicy: IfNotPresent}]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: single, namespace: %[1]s}
+spec:
+  replicas: 0
+  selector: {matchLabels: {app: single}}
+  template:
+    metadata: {labels: {app: single}, annotations: {SlimFaas/Function: "true", SlimFaas/ReplicasMin: "0", SlimFaas/ReplicasAtStart: "1"}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+        - name: demo
+          image: slimfaas/demo-function:dev
+          imagePullPolicy: IfNotPresent
+          ports: [{containerPort: 8080}]
+          readinessProbe: {httpGet: {path: /health, port: 8080}, periodSeconds: 1}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: pair, namespace: %[1]s}
+spec:
+  replicas: 0
+  selector: {matchLabels: {app: pair}}
+  template:
+    metadata: {labels: {app: pair}, annotations: {SlimFaas/Function: "true", SlimFaas/ReplicasMin: "0", SlimFaas/ReplicasAtStart: "2"}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+        - name: demo
+          image: slimfaas/demo-function:dev
+          imagePullPolicy: IfNotPresent
+          ports: [{containerPort: 8080}]
+          readinessProbe: {httpGet: {path: /health, port: 8080}, periodSeconds: 1}
+`
+
+// world makes a namespace with functions on the cluster of KUBECONFIG_E2E, and a driver that reaches it through a relay.
+func world(t *testing.T) (w orchestratortest.World, namespace string) {
+	t.Helper()
+	real := os.Getenv("KUBECONFIG_E2E")
+	if real == "" {
+		t.Skip("needs a real cluster: make e2e-kube starts one, KUBECONFIG_E2E names another")
+	}
+	namespace = "e2e-" + strings.ToLower(rand.Text()[:8])
+	kubectl(t, fmt.Sprintf(functions, namespace), "apply", "-f", "-")
+	t.Cleanup(func() {
+		out, err := exec.Command("kubectl", "--kubeconfig", real, "delete", "namespace", namespace, "--wait=false").CombinedOutput()
+		if err != nil {
+			t.Errorf("remove the namespace: %v: %s", err, out)
+		}
+	})
+	config, err := clientcmd.LoadFromFile(real)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range config.Clusters {
+		server, err := url.Parse(c.Server)
+		if err != nil {
+			t.Fatal(err)
+		}
+		relay := orchestratortest.NewRelay(t, "tcp", server.Host)
+		c.Server, c.TLSServerName = "https://"+relay.Address, server.Hostname()
+		w.Interrupt = func() { relay.Cut(1500 * time.Millisecond) }
+	}
+	relayed := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := clientcmd.WriteToFile(*config, relayed); err != nil {
+		t.Fatal(err)
+	}
+	driver, err := New(Options{Kubeconfig: relayed, Own: namespace})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Orchestrator, w.Single, w.Pair, w.Part, w.VictimsAreHints = driver, "single", "pair", "edge-0", true
+	return w, namespace
+}
+
+func kubectl(t *testing.T, input string, args ...string) string {
+	t.Helper()
+	command := exec.CommandContext(t.Context(), "kubectl", append([]string{"--kubeconfig", os.Getenv("KUBECONFIG_E2E")}, args...)...)
+	command.Stdin = strings.NewReader(input)
+	out, err := command.CombinedOutput()
+	if err != nil {
+		t.Fatalf("kubectl %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+func TestConformance(t *testing.T) {
+	orchestratortest.Run(t, func(t *testing.T) orchestratortest.World {
+		w, _ := world(t)
+		return w
+	})
+}
