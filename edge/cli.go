@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -80,6 +81,10 @@ func (c *client) run(ctx context.Context, command string, args []string, in io.R
 	switch command {
 	case "call":
 		return c.call(ctx, args, in)
+	case "scale":
+		ctx, cancel := context.WithTimeout(ctx, askTimeout)
+		defer cancel()
+		return c.scale(ctx, args)
 	case "ls":
 		ctx, cancel := context.WithTimeout(ctx, askTimeout)
 		defer cancel()
@@ -126,6 +131,11 @@ func (c *client) ask(ctx context.Context, command string, args []string) error {
 	if err != nil {
 		return err
 	}
+	return c.print(resp)
+}
+
+// print copies an answer out, JSON indented.
+func (c *client) print(resp *http.Response) error {
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
 	if err != nil {
@@ -139,6 +149,30 @@ func (c *client) ask(ctx context.Context, command string, args []string) error {
 		fmt.Fprintf(c.out, "%s\n", body)
 	}
 	return refusal(resp)
+}
+
+// scale asks for a number of replicas for a while.
+func (c *client) scale(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("edge scale", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	during := flags.Duration("for", time.Minute, "")
+	words, err := interspersed(flags, args)
+	if err != nil {
+		return fmt.Errorf("edge scale: %w", err)
+	}
+	if len(words) != 2 {
+		return errors.New("edge scale: expected the name of a function and a number of replicas")
+	}
+	replicas, err := strconv.Atoi(words[1])
+	if err != nil {
+		return fmt.Errorf("edge scale: %q is no number of replicas", words[1])
+	}
+	body := fmt.Sprintf(`{"Replicas":%d,"ForSeconds":%d}`, replicas, int64(*during/time.Second))
+	resp, err := c.do(ctx, http.MethodPut, "/scale/"+url.PathEscape(words[0]), http.Header{"Content-Type": {"application/json"}}, strings.NewReader(body))
+	if err != nil {
+		return err
+	}
+	return c.print(resp)
 }
 
 func refusal(resp *http.Response) error {
@@ -205,18 +239,9 @@ func (c *client) call(ctx context.Context, args []string, in io.Reader) error {
 	data := flags.String("d", "", "body")
 	head := flags.Bool("i", false, "print the answer's head, too")
 	async := flags.Bool("async", false, "queue the call and print its id")
-	var names []string
-	for rest := args; ; { // flags may stand behind the names
-		if err := flags.Parse(rest); err != nil {
-			return fmt.Errorf("edge call: %w", err)
-		}
-		if rest = flags.Args(); len(rest) == 0 {
-			break
-		}
-		names, rest = append(names, rest[0]), rest[1:]
-		if len(rest) == 0 {
-			break
-		}
+	names, err := interspersed(flags, args)
+	if err != nil {
+		return fmt.Errorf("edge call: %w", err)
 	}
 	if len(names) == 0 || len(names) > 2 {
 		return errors.New("edge call: expected the name of a function and, if need be, a path")
@@ -255,6 +280,19 @@ func (c *client) call(ctx context.Context, args []string, in io.Reader) error {
 		return fmt.Errorf("reading the function's answer: %w", err)
 	}
 	return refusal(resp)
+}
+
+// interspersed parses flags that may stand before, between and behind words, and gives the words.
+func interspersed(flags *flag.FlagSet, args []string) (words []string, err error) {
+	for {
+		if err := flags.Parse(args); err != nil {
+			return nil, err
+		}
+		if args = flags.Args(); len(args) == 0 {
+			return words, nil
+		}
+		words, args = append(words, args[0]), args[1:]
+	}
 }
 
 // bodyOf is what -d means: the text itself, @file, or @- for standard input. Nil: there is none.

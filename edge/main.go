@@ -23,6 +23,7 @@ const usage = `usage: edge [command]
   ls          list the functions, their state and why
   call        call a function: edge call <function> [path] [-d body|@file|@-] [-X method] [-H 'Name: value'] [-i] [-async]
   wake        wake a function: edge wake <function>
+  scale       ask for a number of replicas for a while: edge scale <function> <replicas> [-for 60s]
   explain     print why a function has the replicas it has: edge explain <function>
   status      print what /status-functions says
   cluster     print what /cluster says
@@ -30,8 +31,8 @@ const usage = `usage: edge [command]
   config-doc  print the table of settings for docs/configuration.md
   version     print the version
 
-ls, call, wake, explain, status and cluster ask the edge at SLIMFAAS_URL; without it the internal listener of the one on this
-machine. explain and cluster are for internal callers. A key (SlimFaas/RequireKey) is taken from SLIMFAAS_API_KEY.
+ls, call, wake, scale, explain, status and cluster ask the edge at SLIMFAAS_URL; without it the internal listener of the one on this
+machine. explain, scale and cluster are for internal callers. A key (SlimFaas/RequireKey) is taken from SLIMFAAS_API_KEY.
 `
 
 func main() { os.Exit(run(os.Args[1:], os.Environ(), os.Stdin, os.Stdout, os.Stderr)) }
@@ -54,7 +55,7 @@ func run(args, environ []string, stdin io.Reader, stdout, stderr io.Writer) int 
 			return 1
 		}
 		return 0
-	case "ls", "call", "explain", "wake", "status", "cluster":
+	case "ls", "call", "explain", "wake", "scale", "status", "cluster":
 		_, _ = settings.Load(prefix, &cfg, environ) // as above, for the internal address
 		c, err := newClient(cfg.Listen.Internal, environ, stdout)
 		if err == nil {

@@ -27,6 +27,9 @@ func TestCommands(t *testing.T) {
 		case "GET /function/fib/", "PUT /function/fib/a/b", "POST /function/fib/a":
 			body, _ := io.ReadAll(r.Body)
 			fmt.Fprintf(w, "%s %q %s %s", r.Method, body, r.Header.Get("X-A"), r.Header.Get("SlimFaas-Api-Key"))
+		case "PUT /scale/fib":
+			body, _ := io.ReadAll(r.Body)
+			_, _ = fmt.Fprintf(w, "%s\n", body)
 		case "GET /ready":
 		default:
 			http.Error(w, "{}", http.StatusNotFound)
@@ -44,6 +47,10 @@ func TestCommands(t *testing.T) {
 		{"explain", 1, "", "expected the name of one function"},
 		{"explain nope", 1, "{}", "404"},
 		{"wake fib", 0, "", ""},
+		{"scale fib 3", 0, `"ForSeconds": 60`, ""},
+		{"scale fib 0 -for 5m", 0, `"ForSeconds": 300`, ""},
+		{"scale fib", 1, "", "a number of replicas"},
+		{"scale fib many", 1, "", `"many" is no number`},
 		{"ls", 0, "fib       Ready  1/2    Public      calls", ""},
 		{"ls fib", 1, "", "expected nothing more"},
 		{"call fib", 0, `GET "" `, ""},
