@@ -20,7 +20,7 @@ package_demo-function := ./deploy/local/demo-function
 
 .PHONY: help
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build build-race
 build: ## build bin/edge, bin/queue, bin/scaler, bin/local and the demo function
@@ -46,6 +46,34 @@ integration: build-race ## real processes, killed and counted, one cluster at a 
 timing: build ## the figures that a race detector would spoil, on plain binaries
 	@cd integration && SLIMFAAS_BIN=$(CURDIR)/bin go test -p 1 -count=1 -timeout 15m -tags timing -run '^TestTiming' -v ./... | grep -vE '^(=== |\?)'
 
+.PHONY: images
+SLIMFAAS_REGISTRY ?= slimfaas
+SLIMFAAS_TAG ?= dev
+images: build ## container images FROM scratch, with docker: SLIMFAAS_REGISTRY=slimfaas SLIMFAAS_TAG=dev
+	@mkdir -p bin/.empty
+	@$(foreach p,edge queue scaler demo-function,docker build -q -f deploy/Dockerfile --target $(p) -t $(SLIMFAAS_REGISTRY)/$(p):$(SLIMFAAS_TAG) bin &&) true
+
+.PHONY: e2e-kube e2e-kube-full
+# Ours, and upstream's demo images by name: our demo function answers for them.
+KUBE_IMAGES := $(foreach p,edge queue scaler demo-function,-image slimfaas/$(p):dev=$(CURDIR)/bin/$(p)) \
+  $(foreach i,axaguildev/fibonacci-api:latest$(comma)5000 axaguildev/fibonacci-batch:latest$(comma)5000 library/mysql:8.0$(comma)3306,\
+    -image $(word 1,$(subst $(comma), ,$(i)))=$(CURDIR)/bin/demo-function$(comma)PORT=$(word 2,$(subst $(comma), ,$(i))))
+bin/kubecluster: FORCE
+	@cd integration/kube && GOWORK=off go build -o $(CURDIR)/bin/kubecluster ./cmd/kubecluster
+.PHONY: FORCE
+FORCE:
+e2e-kube: build bin/kubecluster ## a real Kubernetes on this machine, our installation on it (root; apt-get install containerd runc iptables containernetworking-plugins); RUN=regexp some
+	@cd scaler && go test -c -trimpath -o $(CURDIR)/bin/kube-conformance.test ./internal/orchestrator/kube
+	@cd integration/kube && GOWORK=off go test -c -trimpath -o $(CURDIR)/bin/kube-e2e.test ./e2e
+	@cd integration/kube/e2e && $(CURDIR)/bin/kubecluster -kwok -logs 4000 -components ../components $(KUBE_IMAGES) -- bash -euc \
+	  '$(CURDIR)/bin/kube-conformance.test -test.v -test.run "$(or $(RUN),^TestConformance)" && $(CURDIR)/bin/kube-e2e.test -test.v -test.run "$(or $(RUN),.)" -test.timeout 20m'
+e2e-kube-full: export SLIMFAAS_FULL := 1
+e2e-kube-full: e2e-kube ## the same with the sizes of docs/reliability.md, and the Helm chart held against the overlay
+	@cd integration/kube/helm && GOWORK=off go test -count=1 .
+.PHONY: chart
+chart: ## deploy/helm from deploy/kubernetes/base, with kubectl
+	@deploy/helm/generate.sh
+
 .PHONY: chaos
 chaos: build ## the full-sized fault tests of docs/reliability.md: SEED=n again the same, RUN=regexp some, CHAOS_PERCENT=n smaller
 	@cd integration && SLIMFAAS_FULL=1 SLIMFAAS_BIN=$(CURDIR)/bin go test -p 1 -count=1 -timeout 8h -run '$(or $(RUN),^Test(Chaos|AFullDisk|AHungDisk|ADirectory))' -v ./... | grep -vE '^(=== |\?)'
@@ -70,6 +98,7 @@ fuzz: ## each fuzz target for FUZZTIME (20s)
 lint: bin/tools/golangci-lint ## formatters, vet, linters
 	@test -z "$$(gofmt -l $(MODULES))" || { gofmt -l $(MODULES); exit 1; }
 	@for m in $(MODULES); do echo "== $$m"; (cd $$m && ../bin/tools/golangci-lint run --config ../.golangci.yml ./...); done
+	@echo "== integration/kube"; cd integration/kube && GOWORK=off ../../bin/tools/golangci-lint run --config ../../.golangci.yml ./...
 vuln: ## govulncheck, where its database can be reached
 	@curl -fsm 5 -o /dev/null https://vuln.go.dev/index/db.json || { echo "vuln: the vulnerability database cannot be reached from here; nothing checked"; exit 0; }; \
 	for m in $(MODULES); do (cd $$m && go run golang.org/x/vuln/cmd/govulncheck@latest ./...); done

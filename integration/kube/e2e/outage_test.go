@@ -1,0 +1,113 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// part gives the pid of one of the harness's own parts.
+func part(t *testing.T, name string) int {
+	t.Helper()
+	dir := os.Getenv("E2E_CLUSTER_DIR")
+	if dir == "" {
+		t.Skip("needs the harness's own cluster: nobody stops the API server of somebody else's")
+	}
+	raw, err := os.ReadFile(filepath.Join(dir, "pid", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pid int
+	if _, err := fmt.Sscan(string(raw), &pid); err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+// TestWithoutTheAPIServer: it hangs, the worst way of being gone: warm calls and queued calls of running functions go on, nothing is
+// scaled on what is not known, and waking works again within seconds.
+func TestWithoutTheAPIServer(t *testing.T) {
+	needsCluster(t)
+	pid := part(t, "apiserver")
+	installed(t)
+	outage := 45 * time.Second
+	if os.Getenv("SLIMFAAS_FULL") != "" {
+		outage = 5 * time.Minute
+	}
+	apply(t, fn("Deployment", "warm", "ReplicasMin", "2", "NumberParallelRequest", "100")+fn("Deployment", "cold", "TimeoutSecondBeforeSetReplicasMin", "600")+
+		fn("Deployment", "idle", "TimeoutSecondBeforeSetReplicasMin", "10"))
+	ready(t, "warm", 2)
+	eventually(t, 30*time.Second, "idle is awake", func() error { return get("/function/idle/hello/x") })
+	l := startLoad("warm", 50)
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	resume := func() { _ = syscall.Kill(pid, syscall.SIGCONT) }
+	t.Cleanup(resume)
+	time.Sleep(outage) // that is the test
+	resume()
+	began := time.Now()
+	took := eventually(t, 15*time.Second, "a sleeping function wakes again", func() error {
+		status, body, _, err := do(http.MethodGet, "/function/cold/hello/x", nil, "")
+		if err == nil && status != http.StatusOK {
+			err = fmt.Errorf("%d %s", status, body)
+		}
+		return err
+	})
+	t.Logf("figure outage of %v: a cold call is answered %v after its end (a pod's start of about 1.5 s in it)", outage, took.Round(10*time.Millisecond))
+	if time.Since(began) > 10*time.Second {
+		t.Errorf("recovery took %v", time.Since(began))
+	}
+	l.end(t, "outage of the API server")
+	if wanted, _ := replicas(t, "deployment", "warm"); wanted != 2 {
+		t.Errorf("warm has %d replicas", wanted)
+	}
+}
+
+// TestAStoppedLeaderWritesNothingLate: the leading scaler is frozen for longer than its Lease lives, and another has taken over when it
+// goes on.
+func TestAStoppedLeaderWritesNothingLate(t *testing.T) {
+	needsCluster(t)
+	_ = part(t, "apiserver") // the harness's own cluster
+	installed(t)
+	apply(t, fn("Deployment", "kept", "TimeoutSecondBeforeSetReplicasMin", "25"))
+	eventually(t, 30*time.Second, "kept is awake", func() error { return get("/function/kept/hello/x") })
+	old, err := leader(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := signal(t, old, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	thaw := func() { _ = signal(t, old, syscall.SIGCONT) }
+	defer thaw()
+	began := time.Now()
+	eventually(t, 25*time.Second, "another leads", func() error {
+		now, err := leader(t)
+		if err == nil && now == old {
+			err = errNotYet
+		}
+		return err
+	})
+	t.Logf("figure takeover: another leads %v after the leader froze (bar 20 s)", time.Since(began).Round(100*time.Millisecond))
+	// The frozen one would put "kept" to sleep by what it knew; calls that it never heard of keep it awake.
+	for time.Since(began) < 60*time.Second {
+		if err := get("/function/kept/hello/x"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(200 * time.Millisecond) // the caller's pace
+	}
+	thaw()
+	for until := time.Now().Add(10 * time.Second); time.Now().Before(until); time.Sleep(100 * time.Millisecond) {
+		if err := get("/function/kept/hello/x"); err != nil {
+			t.Fatal(err)
+		}
+		if wanted, _ := replicas(t, "deployment", "kept"); wanted != 1 {
+			t.Fatalf("%d replicas after the old leader went on", wanted)
+		}
+	}
+}

@@ -1,0 +1,282 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// size of the test on simulated nodes.
+func size() (functions, pods, woken int) {
+	if os.Getenv("SLIMFAAS_FULL") != "" {
+		return 2000, 3, 500
+	}
+	return 500, 3, 100
+}
+
+// simulated makes nodes of kwok, and functions whose pods run there.
+func simulated(t *testing.T, functions, pods int) {
+	t.Helper()
+	if strings.TrimSpace(kubectl(t, "get", "pods", "-A", "-o", "name")) == "" {
+		t.Skip("no pods at all: is this a cluster?")
+	}
+	var nodes strings.Builder
+	for i := range functions*pods/100 + 2 {
+		fmt.Fprintf(&nodes, `---
+apiVersion: v1
+kind: Node
+metadata: {name: fake-%d, annotations: {kwok.x-k8s.io/node: fake, node.alpha.kubernetes.io/ttl: "0"}, labels: {type: kwok, kubernetes.io/hostname: fake-%d}}
+spec: {taints: [{key: kwok.x-k8s.io/node, value: fake, effect: NoSchedule}]}
+status: {allocatable: {cpu: "64", memory: 256Gi, pods: "200"}, capacity: {cpu: "64", memory: 256Gi, pods: "200"}}
+`, i, i)
+	}
+	if _, err := try(t.Context(), nodes.String(), "apply", "-f", "-"); err != nil {
+		t.Fatal(err)
+	}
+	const batch = 250
+	for from := 0; from < functions; from += batch {
+		var manifest strings.Builder
+		for i := from; i < min(from+batch, functions); i++ {
+			one := fn("Deployment", fmt.Sprintf("many%d", i), "TimeoutSecondBeforeSetReplicasMin", "3600", "ReplicasAtStart", "1")
+			one = strings.Replace(one, "replicas: 0", fmt.Sprintf("replicas: %d", pods), 1)
+			one = strings.Replace(one, "    spec:\n", "    spec:\n      nodeSelector: {type: kwok}\n      tolerations: [{operator: Exists}]\n", 1)
+			manifest.WriteString(one)
+		}
+		if _, err := try(t.Context(), manifest.String(), "create", "-n", namespace, "-f", "-"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		ctx := context.WithoutCancel(t.Context())
+		var names []string
+		for i := range functions {
+			names = append(names, fmt.Sprintf("many%d", i))
+		}
+		for from := 0; from < len(names); from += 500 {
+			_, _ = try(ctx, "", append([]string{"delete", "deployment", "-n", namespace, "--wait=false"}, names[from:min(from+500, len(names))]...)...)
+		}
+		_, _ = try(ctx, "", "delete", "nodes", "-l", "type=kwok", "--wait=false")
+	})
+}
+
+// complete counts the functions that an edge shows with so many ready replicas.
+func complete(prefix string, pods int) (n int, err error) {
+	_, body, _, err := do(http.MethodGet, "/status-functions", nil, "")
+	if err != nil {
+		return 0, err
+	}
+	var all []struct {
+		Name        string
+		NumberReady int
+	}
+	if err := json.Unmarshal([]byte(body), &all); err != nil {
+		return 0, fmt.Errorf("%w: %.200s", err, body)
+	}
+	for _, f := range all {
+		if strings.HasPrefix(f.Name, prefix) && f.NumberReady == pods {
+			n++
+		}
+	}
+	return n, nil
+}
+
+// metric of a pod's program; 0 where it has none of that name.
+func metric(t *testing.T, pod, name string) float64 {
+	t.Helper()
+	answer, err := client.Get("http://" + kubectl(t, "get", "pod", pod, "-n", namespace, "-o", "jsonpath={.status.podIP}") + ":9090/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	raw, err := io.ReadAll(answer.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(raw)) {
+		if value, found := strings.CutPrefix(line, name+" "); found {
+			n, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+	}
+	return 0
+}
+
+// rss is the resident memory of a pod's process that is its own, in MiB.
+func rss(t *testing.T, pod string) int {
+	t.Helper()
+	pid, err := pidOf(t, pod)
+	if err != nil {
+		t.Log(err)
+		return 0
+	}
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	match := regexp.MustCompile(`VmRSS:\s+(\d+) kB`).FindSubmatch(raw)
+	if match == nil {
+		return 0
+	}
+	kib, _ := strconv.Atoi(string(match[1]))
+	return kib >> 10
+}
+
+// TestManyFunctions on simulated nodes: the table at an edge, changes, a storm of wakes, memory.
+func TestManyFunctions(t *testing.T) {
+	needsCluster(t)
+	installed(t)
+	functions, pods, woken := size()
+	simulated(t, functions, pods)
+	took := eventually(t, 10*time.Minute, "every pod is ready at an edge", func() error {
+		n, err := complete("many", pods)
+		if err == nil && n < functions {
+			err = fmt.Errorf("%d of %d", n, functions)
+		}
+		time.Sleep(200 * time.Millisecond) // each look is a large answer
+		return err
+	})
+	t.Logf("%d functions, %d pods: ready at the edges after %v", functions, functions*pods, took.Round(100*time.Millisecond))
+
+	t.Run("a new edge has the whole table", func(t *testing.T) {
+		edges := strings.Fields(kubectl(t, "get", "pods", "-n", namespace, "-l", "app.kubernetes.io/component=edge", "-o", "jsonpath={.items[*].metadata.name}"))
+		kill(t, edges[0])
+		began := time.Now()
+		ip := kubectl(t, "get", "pod", edges[0], "-n", namespace, "-o", "jsonpath={.status.podIP}")
+		took := eventually(t, 60*time.Second, "the new edge shows everything", func() error {
+			answer, err := client.Get("http://" + ip + ":5000/status-functions")
+			if err != nil {
+				return err
+			}
+			defer answer.Body.Close()
+			raw, err := io.ReadAll(answer.Body)
+			if err == nil && strings.Count(string(raw), `"many`) < functions {
+				err = fmt.Errorf("%d of %d", strings.Count(string(raw), `"many`), functions)
+			}
+			return err
+		})
+		t.Logf("figure scale: table complete at an edge %v after it was killed, the kubelet's restart included (%v); bar 5 s after its start", took.Round(10*time.Millisecond), time.Since(began).Round(10*time.Millisecond))
+	})
+	t.Run("a change comes to an edge", func(t *testing.T) {
+		a := newAPI(t)
+		var mu sync.Mutex
+		gone := map[string]time.Time{}
+		a.watch(t, "/api/v1/namespaces/"+namespace+"/pods?watch=1&labelSelector=app", func(at time.Time, _ string, raw json.RawMessage) {
+			var p struct {
+				Metadata struct {
+					DeletionTimestamp string
+					Labels            map[string]string
+				}
+			}
+			if json.Unmarshal(raw, &p) == nil && p.Metadata.DeletionTimestamp != "" {
+				mu.Lock()
+				if gone[p.Metadata.Labels["app"]].IsZero() {
+					gone[p.Metadata.Labels["app"]] = at
+				}
+				mu.Unlock()
+			}
+		})
+		var all []time.Duration
+		for range 20 {
+			name := fmt.Sprintf("many%d", rand.IntN(functions))
+			mu.Lock()
+			known := !gone[name].IsZero()
+			mu.Unlock()
+			if known {
+				continue
+			}
+			pod := strings.Fields(kubectl(t, "get", "pods", "-n", namespace, "-l", "app="+name, "-o", "name"))[0]
+			kubectl(t, "delete", "-n", namespace, "--wait=false", pod)
+			seen := time.Time{}
+			eventually(t, 10*time.Second, "the edge sees that one is gone", func() error {
+				_, body, _, err := do(http.MethodGet, "/status-function/"+name, nil, "")
+				if err == nil && !strings.Contains(body, fmt.Sprintf(`"NumberReady":%d`, pods-1)) {
+					err = fmt.Errorf("%w: %s", errNotYet, body)
+				}
+				seen = time.Now()
+				return err
+			})
+			mu.Lock()
+			all = append(all, max(seen.Sub(gone[name]), 0))
+			mu.Unlock()
+		}
+		t.Logf("figure scale: pod change → edge, seen by polling every 20 ms: median %v, longest of %d %v (bar 100 ms)", percentile(all, 50).Round(time.Millisecond), len(all), percentile(all, 100).Round(time.Millisecond))
+	})
+	t.Run("many are woken at once", func(t *testing.T) {
+		var manifest strings.Builder
+		for i := range woken {
+			one := fn("Deployment", fmt.Sprintf("storm%d", i+1), "TimeoutSecondBeforeSetReplicasMin", "3600")
+			one = strings.Replace(one, "    spec:\n", "    spec:\n      nodeSelector: {type: kwok}\n      tolerations: [{operator: Exists}]\n", 1)
+			manifest.WriteString(one)
+		}
+		if _, err := try(t.Context(), manifest.String(), "create", "-n", namespace, "-f", "-"); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			var all []string
+			for i := range woken {
+				all = append(all, fmt.Sprintf("storm%d", i+1))
+			}
+			_, _ = try(context.WithoutCancel(t.Context()), "", append([]string{"delete", "deployment", "-n", namespace, "--wait=false"}, all...)...)
+		})
+		eventually(t, 30*time.Second, "all are known", func() error {
+			n, err := complete("storm", 0)
+			if err == nil && n < woken {
+				err = fmt.Errorf("%d of %d", n, woken)
+			}
+			return err
+		})
+		before, err := leader(t)
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		var refused atomic.Int64
+		var work sync.WaitGroup
+		for i := range woken {
+			work.Go(func() {
+				if status, _, _, err := do(http.MethodPost, fmt.Sprintf("/wake-function/storm%d", i+1), nil, ""); err != nil || status >= 300 {
+					refused.Add(1)
+				}
+			})
+		}
+		work.Wait()
+		eventually(t, 2*time.Minute, "all are awake", func() error {
+			n, err := complete("storm", 1)
+			if err == nil && n < woken {
+				err = fmt.Errorf("%d of %d", n, woken)
+			}
+			time.Sleep(50 * time.Millisecond)
+			return err
+		})
+		after, err := leader(t)
+		if err != nil || after != before || refused.Load() > 0 {
+			t.Errorf("leader %s, before %s, %v; %d wakes refused", after, before, err, refused.Load())
+		}
+		t.Logf("figure scale: %d functions woken at once, all ready after %v; the Lease was kept", woken, time.Since(began).Round(10*time.Millisecond))
+	})
+	if now, err := leader(t); err == nil {
+		before := metric(t, now, "slimfaas_scaler_orchestrator_lists_total")
+		time.Sleep(20 * time.Second) // a steady state
+		t.Logf("figure scale: %g listings in 20 s at rest (bar 0)", metric(t, now, "slimfaas_scaler_orchestrator_lists_total")-before)
+		t.Logf("figure scale: %g looks at everything, %.1f ms each, the longest %.1f ms (bar 50 ms)", metric(t, now, "slimfaas_scaler_pass_seconds_count"),
+			1000*metric(t, now, "slimfaas_scaler_pass_seconds_sum")/max(metric(t, now, "slimfaas_scaler_pass_seconds_count"), 1), 1000*metric(t, now, "slimfaas_scaler_pass_longest_seconds"))
+		t.Logf("figure scale: RSS of the leading scaler %d MiB (bar 150)", rss(t, now))
+	}
+	for pod := range strings.FieldsSeq(kubectl(t, "get", "pods", "-n", namespace, "-l", "app.kubernetes.io/component=edge", "-o", "jsonpath={.items[*].metadata.name}")) {
+		t.Logf("figure scale: RSS of %s %d MiB (bar 80)", pod, rss(t, pod))
+	}
+}

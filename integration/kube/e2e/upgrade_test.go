@@ -1,0 +1,148 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// load calls a function at a rate and hands over async calls, and keeps count.
+type load struct {
+	sent, failed atomic.Int64
+	first        atomic.Pointer[string]
+	mu           sync.Mutex
+	accepted     []string
+	refused      atomic.Int64
+	stop         chan struct{}
+	work         sync.WaitGroup
+}
+
+func startLoad(function string, perSecond int) *load {
+	l := &load{stop: make(chan struct{})}
+	l.work.Go(func() {
+		tick := time.NewTicker(time.Second / time.Duration(perSecond))
+		defer tick.Stop()
+		for i := 0; ; i++ {
+			select {
+			case <-l.stop:
+				return
+			case <-tick.C:
+			}
+			if i%10 == 0 {
+				l.work.Go(func() {
+					status, _, header, err := do(http.MethodPost, "/async-function/"+function+"/hello/x", nil, "x")
+					if err != nil || status != http.StatusAccepted {
+						l.refused.Add(1)
+						return
+					}
+					l.mu.Lock()
+					l.accepted = append(l.accepted, header.Get("SlimFaas-Element-Id"))
+					l.mu.Unlock()
+				})
+				continue
+			}
+			l.sent.Add(1)
+			l.work.Go(func() {
+				status, body, _, err := do(http.MethodGet, "/function/"+function+"/hello/x", nil, "")
+				if err != nil || status != http.StatusOK {
+					l.failed.Add(1)
+					text := fmt.Sprintf("%s %d %s %v", time.Now().Format("15:04:05.000"), status, body, err)
+					l.first.CompareAndSwap(nil, &text)
+				}
+			})
+		}
+	})
+	return l
+}
+
+// end stops the load, and waits until every accepted async call has succeeded.
+func (l *load) end(t *testing.T, what string) {
+	t.Helper()
+	close(l.stop)
+	l.work.Wait()
+	if n := l.failed.Load(); n > 0 {
+		t.Errorf("%s: %d of %d sync calls failed, the first: %s", what, n, l.sent.Load(), *l.first.Load())
+	}
+	for _, id := range l.accepted {
+		eventually(t, 60*time.Second, "async call "+id, func() error {
+			_, body, _, err := do(http.MethodGet, "/async-calls/"+id+"?wait=5s", nil, "")
+			if err == nil && !strings.Contains(strings.ToLower(body), "succeeded") {
+				err = fmt.Errorf("%w: %s", errNotYet, body)
+			}
+			return err
+		})
+	}
+	t.Logf("figure %s: %d sync calls, %d failed; %d async calls accepted and carried out, %d refused", what, l.sent.Load(), l.failed.Load(), len(l.accepted), l.refused.Load())
+}
+
+func ready(t *testing.T, function string, n int) {
+	t.Helper()
+	eventually(t, 90*time.Second, fmt.Sprintf("%s has %d ready replicas", function, n), func() error {
+		_, body, _, err := do(http.MethodGet, "/status-function/"+function, nil, "")
+		if err == nil && !strings.Contains(strings.ReplaceAll(body, " ", ""), fmt.Sprintf(`"NumberReady":%d,`, n)) {
+			err = fmt.Errorf("%w: %s", errNotYet, body)
+		}
+		return err
+	})
+}
+
+// TestChangesUnderLoadLoseNothing: scale-downs, rollouts of the function, pods deleted by hand, and a rolling restart of each tier.
+func TestChangesUnderLoadLoseNothing(t *testing.T) {
+	needsCluster(t)
+	installed(t)
+	scales, rollouts := 3, 2
+	if os.Getenv("SLIMFAAS_FULL") != "" {
+		scales, rollouts = 10, 5
+	}
+	apply(t, fn("Deployment", "busy", "ReplicasMin", "2", "NumberParallelRequest", "100"))
+	ready(t, "busy", 2)
+	phase := func(name string, run func(t *testing.T)) {
+		t.Run(name, func(t *testing.T) {
+			l := startLoad("busy", 200)
+			run(t)
+			l.end(t, name)
+		})
+	}
+	scale := func(t *testing.T, n int) {
+		t.Helper()
+		if _, err := try(t.Context(), "", "exec", "-n", namespace, "deploy/slimfaas-edge", "--", "/edge", "scale", "busy", fmt.Sprint(n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	phase("scale-downs", func(t *testing.T) {
+		for range scales {
+			scale(t, 5)
+			ready(t, "busy", 5)
+			scale(t, 2)
+			ready(t, "busy", 2)
+		}
+	})
+	phase("rollouts", func(t *testing.T) {
+		for range rollouts {
+			kubectl(t, "rollout", "restart", "-n", namespace, "deployment/busy")
+			kubectl(t, "rollout", "status", "-n", namespace, "deployment/busy", "--timeout=120s")
+		}
+	})
+	phase("deleted pods", func(t *testing.T) {
+		for range 2 {
+			pods := strings.Fields(kubectl(t, "get", "pods", "-n", namespace, "-l", "app=busy", "--field-selector=status.phase=Running", "-o", "name"))
+			kubectl(t, "delete", "-n", namespace, "--wait=false", pods[0])
+			time.Sleep(2 * time.Second) // the load's time
+			ready(t, "busy", 2)
+		}
+	})
+	for _, tier := range []string{"deployment/slimfaas-scaler", "deployment/slimfaas-edge", "statefulset/slimfaas-queue"} {
+		phase("rolling restart of "+tier, func(t *testing.T) {
+			kubectl(t, "rollout", "restart", "-n", namespace, tier)
+			if _, err := try(t.Context(), "", "rollout", "status", "-n", namespace, tier, "--timeout=300s"); err != nil {
+				explain(t)
+				t.Fatal(err)
+			}
+		})
+	}
+}
