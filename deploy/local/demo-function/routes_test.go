@@ -9,6 +9,8 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+
+	"github.com/slimfaas/slimfaas/shared/testkit"
 )
 
 func serve(t *testing.T, slimfaas string) (*httptest.Server, context.CancelFunc) {
@@ -22,7 +24,7 @@ func serve(t *testing.T, slimfaas string) (*httptest.Server, context.CancelFunc)
 
 func get(t *testing.T, url string) (int, string) {
 	t.Helper()
-	res, err := http.Get(url)
+	res, err := testkit.Client.Get(url)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +72,7 @@ func TestEchoShowsTheRequestAsItCame(t *testing.T) {
 	req.URL.Opaque = "/echo//a%2Fb/../c"
 	req.URL.RawQuery = "x=1&&y=%20"
 	req.Header.Set("X-Something", "v")
-	res, err := http.DefaultClient.Do(req)
+	res, err := testkit.Client.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +93,7 @@ func TestEventsAreCounted(t *testing.T) {
 	t.Parallel()
 	s, _ := serve(t, "")
 	for _, path := range []string{"/events", "/events/deep/er"} {
-		res, err := http.Post(s.URL+path, "text/plain", strings.NewReader("e"))
+		res, err := testkit.Client.Post(s.URL+path, "text/plain", strings.NewReader("e"))
 		if err != nil || res.StatusCode != http.StatusNoContent {
 			t.Fatalf("%s: %v %v", path, res, err)
 		}
@@ -110,7 +112,7 @@ func TestEventsAreCounted(t *testing.T) {
 func TestAnEndlessStreamEndsWithTheProgram(t *testing.T) {
 	t.Parallel()
 	s, end := serve(t, "")
-	res, err := http.Get(s.URL + "/stream?ms=1")
+	res, err := testkit.Client.Get(s.URL + "/stream?ms=1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +141,7 @@ func TestTheCallbackNamesFunctionAndCall(t *testing.T) {
 			t.Fatal(err)
 		}
 		req.Header.Set("SlimFaas-Element-Id", "some-id")
-		res, err := http.DefaultClient.Do(req)
+		res, err := testkit.Client.Do(req)
 		if err != nil || res.StatusCode != http.StatusAccepted {
 			t.Fatalf("%v %v", res, err)
 		}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/slimfaas/slimfaas/edge/internal/app"
 	"github.com/slimfaas/slimfaas/edge/internal/gate"
+	"github.com/slimfaas/slimfaas/shared/testkit"
 	"github.com/slimfaas/slimfaas/shared/tlsconf"
 )
 
@@ -45,7 +46,7 @@ func refusing(t *testing.T) string {
 
 func get(t *testing.T, url string) (int, string) {
 	t.Helper()
-	resp, err := http.Get(url)
+	resp, err := testkit.Client.Get(url)
 	if err != nil {
 		t.Fatal(err)
 	}

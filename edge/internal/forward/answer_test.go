@@ -12,6 +12,8 @@ import (
 	"net/textproto"
 	"testing"
 	"time"
+
+	"github.com/slimfaas/slimfaas/shared/testkit"
 )
 
 func TestAnswersAreStreamedAsTheyCome(t *testing.T) {
@@ -26,7 +28,7 @@ func TestAnswersAreStreamedAsTheyCome(t *testing.T) {
 		w.Header().Set("X-Announced", "1")
 		w.Header().Set(http.TrailerPrefix+"X-Late", "2")
 	}))
-	resp, err := http.Get(b.url + "/function/fib")
+	resp, err := testkit.Client.Get(b.url + "/function/fib")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +64,7 @@ func TestEarlyHintsAreRelayed(t *testing.T) {
 		return nil
 	}})
 	req, _ := http.NewRequestWithContext(ctx, "GET", b.url+"/function/fib", nil)
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := testkit.Client.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +118,7 @@ func TestTheCallersAbortCancelsTheFunction(t *testing.T) {
 		<-in
 		cancel()
 	}()
-	if _, err := http.DefaultClient.Do(req); !errors.Is(err, context.Canceled) {
+	if _, err := testkit.Client.Do(req); !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
 	select {
@@ -190,7 +192,7 @@ func TestASilentStreamIsLeftAlone(t *testing.T) {
 	}))
 	b.forward.Stalled = 50 * time.Millisecond
 	for range 2 {
-		resp, err := http.Get(b.url + "/function/fib")
+		resp, err := testkit.Client.Get(b.url + "/function/fib")
 		if err != nil {
 			t.Fatal(err)
 		}

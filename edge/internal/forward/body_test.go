@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/slimfaas/slimfaas/shared/testkit"
 )
 
 // A caller whose body stops holds a replica no longer than it may, is told, and the function sees the request break. What is too slow,
@@ -97,7 +99,7 @@ func TestATalkInBothDirectionsMayBeSilent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	resp, err := http.DefaultClient.Do(request)
+	resp, err := testkit.Client.Do(request)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +159,7 @@ func TestALargeBodyIsStreamedByteExact(t *testing.T) {
 	}))
 	body := make([]byte, 8<<20)
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(body)
-	resp, err := http.Post(b.url+"/function/fib", "application/octet-stream", io.MultiReader(bytes.NewReader(body))) // no length known
+	resp, err := testkit.Client.Post(b.url+"/function/fib", "application/octet-stream", io.MultiReader(bytes.NewReader(body))) // no length known
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,7 +219,7 @@ func TestASlowUploadIsNotATimeout(t *testing.T) {
 		}
 		_ = w.Close()
 	}()
-	resp, err := http.Post(b.url+"/function/fib", "text/plain", r)
+	resp, err := testkit.Client.Post(b.url+"/function/fib", "text/plain", r)
 	if err != nil {
 		t.Fatal(err)
 	}

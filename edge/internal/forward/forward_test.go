@@ -270,7 +270,7 @@ func TestADeadReplicaIsPassedOver(t *testing.T) {
 	})
 	b := setup(t, refusing(t), refusing(t), alive)
 	for range 10 {
-		resp, err := http.Post(b.url+"/function/fib", "text/plain", strings.NewReader("body"))
+		resp, err := testkit.Client.Post(b.url+"/function/fib", "text/plain", strings.NewReader("body"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -300,7 +300,7 @@ func TestAReplicaSlowToTakeConnectionsIsTriedAgain(t *testing.T) {
 	defer func() { _ = srv.Close(); <-served }()
 	b := setup(t, refusing(t), listener.Addr().String())
 	began := time.Now()
-	resp, err := http.Post(b.url+"/function/fib", "text/plain", strings.NewReader("body"))
+	resp, err := testkit.Client.Post(b.url+"/function/fib", "text/plain", strings.NewReader("body"))
 	if err != nil {
 		t.Fatal(err)
 	}

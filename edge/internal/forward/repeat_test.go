@@ -13,6 +13,7 @@ import (
 
 	"github.com/slimfaas/slimfaas/edge/internal/load"
 	"github.com/slimfaas/slimfaas/shared/function"
+	"github.com/slimfaas/slimfaas/shared/testkit"
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
 
@@ -75,7 +76,7 @@ func TestACallThatBreaksOnAReplicaThatGoesAwayIsRepeatedWhereThatIsSafe(t *testi
 			if err != nil {
 				t.Fatal(err)
 			}
-			resp, err := http.DefaultClient.Do(req)
+			resp, err := testkit.Client.Do(req)
 			if err != nil {
 				t.Fatal(err)
 			}

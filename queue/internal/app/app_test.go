@@ -421,7 +421,7 @@ func (e *edge) beat(ctx context.Context) {
 func (r *running) metrics(t *testing.T) string {
 	t.Helper()
 	_, admin := r.Addr()
-	answer, err := http.Get("http://" + admin.String() + "/metrics")
+	answer, err := testkit.Client.Get("http://" + admin.String() + "/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}

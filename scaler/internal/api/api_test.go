@@ -3,7 +3,6 @@ package api_test
 import (
 	"errors"
 	"iter"
-	"net/http"
 	"net/http/httptest"
 	"slices"
 	"testing"
@@ -11,6 +10,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/slimfaas/slimfaas/scaler/internal/api"
+	"github.com/slimfaas/slimfaas/shared/testkit"
 	"github.com/slimfaas/slimfaas/shared/wire"
 	"github.com/slimfaas/slimfaas/shared/wire/wireconnect"
 )
@@ -33,7 +33,7 @@ func pull(t *testing.T, table api.Table, token string) (records int, err error) 
 	defer server.Close()
 	request := connect.NewRequest(&wire.PullRequest{Since: &wire.Version{Epoch: 3}})
 	request.Header().Set("Authorization", "Bearer "+token)
-	stream, err := wireconnect.NewTableServiceClient(http.DefaultClient, server.URL).Pull(t.Context(), request)
+	stream, err := wireconnect.NewTableServiceClient(testkit.Client, server.URL).Pull(t.Context(), request)
 	if err != nil {
 		return 0, err
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -170,7 +169,7 @@ func TestAReplicaBeingStoppedIsNotWantedAnyMoreAndItsPlaceIsLeftAlone(t *testing
 	b.scale(1, 1)
 	b.await("ready", ready("0"))
 	// A request that runs holds the process for as long as it takes.
-	res, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/slow?ms=1500&early=1", b.state.Replicas[0].Port))
+	res, err := testkit.Client.Get(fmt.Sprintf("http://127.0.0.1:%d/slow?ms=1500&early=1", b.state.Replicas[0].Port))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -254,7 +253,7 @@ func TestTheAddressIsToldBeforeTheReplicaListens(t *testing.T) {
 	if r.State != wire.LocalStarting || r.Port == 0 || r.Host == "" || r.PID == 0 || r.Instance == "" || r.HealthPath != "/health" {
 		t.Errorf("the first word of a replica is %+v", r)
 	}
-	if _, err := http.Get(fmt.Sprintf("http://%s:%d/health", r.Host, r.Port)); err == nil {
+	if _, err := testkit.Client.Get(fmt.Sprintf("http://%s:%d/health", r.Host, r.Port)); err == nil {
 		t.Error("it listens already: nothing was shown")
 	}
 	b.await("ready", ready("0"))
