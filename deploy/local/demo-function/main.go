@@ -32,8 +32,10 @@ func run() error {
 		port = "8080"
 	}
 	host := "" // a container listens on all interfaces
-	if os.Getenv("SLIMFAAS_PORT") != "" {
-		host = "127.0.0.1" // under bin/local nobody but this machine shall reach it past the edge
+	// Under bin/local nobody but this machine shall reach it past the edge. Beside a Service called slimfaas Kubernetes sets the same
+	// variable in every pod, to tcp://address:port.
+	if _, err := strconv.Atoi(os.Getenv("SLIMFAAS_PORT")); err == nil {
+		host = "127.0.0.1"
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()

@@ -2,7 +2,9 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"reflect"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -78,6 +80,11 @@ func newClient(config *rest.Config, qps float32, burst int, timeout time.Duratio
 	return c, nil
 }
 
+var (
+	emptyWatch  = reflect.TypeOf(watch.NewEmptyWatch())
+	errNoAnswer = errors.New("the connection ended before the API server had answered")
+)
+
 // source of the objects of one resource in one namespace; empty: all.
 type source struct {
 	client              rest.Interface
@@ -96,7 +103,13 @@ func (s source) list(ctx context.Context, o metav1.ListOptions) (runtime.Object,
 
 func (s source) watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 	o.Watch = true
-	return s.request(o).Watch(ctx)
+	// A watch that cannot be opened is told: client-go would try again in silence for ten seconds, and calls a connection that was closed
+	// or timed out before the answer a watch that saw nothing.
+	events, err := s.request(o).MaxRetries(0).Watch(ctx)
+	if err == nil && reflect.TypeOf(events) == emptyWatch {
+		return nil, errNoAnswer
+	}
+	return events, err
 }
 
 func (c *client) get(ctx context.Context, from rest.Interface, namespace, resource, name string, into runtime.Object) error {
