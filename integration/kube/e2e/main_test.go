@@ -51,7 +51,7 @@ func try(ctx context.Context, input string, args ...string) (string, error) {
 
 func kubectl(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := try(t.Context(), "", args...)
+	out, err := try(context.WithoutCancel(t.Context()), "", args...) // also in a Cleanup
 	if err != nil {
 		t.Fatal(err)
 	}

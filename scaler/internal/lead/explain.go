@@ -20,10 +20,12 @@ type Explanation struct {
 	Facts             Facts
 	WhatWouldChangeIt string
 	Awaited           []string
-	Problems          []string
-	Warnings          []string
-	Epoch             uint64
-	Leader            string
+	// NotReady says of replicas why they are not ready, as far as the orchestrator tells; the first ten.
+	NotReady []string
+	Problems []string
+	Warnings []string
+	Epoch    uint64
+	Leader   string
 }
 
 // Counts of replicas. Wanted is what the orchestrator was asked for; the others count what there is.
@@ -94,6 +96,7 @@ func (o *office) explain(now time.Time, name string) (*Explanation, bool) {
 	e := &Explanation{
 		Function: name, Decision: d.Replicas, Reason: d.Reason, WhatWouldChangeIt: d.Change,
 		Awaited:  append([]string{}, d.Awaited...),
+		NotReady: notReady(f),
 		Problems: append([]string{}, f.Problems...),
 		Warnings: append(append([]string{}, f.Warnings...), d.Warnings...),
 		Epoch:    o.epoch, Leader: o.Name,
@@ -123,6 +126,18 @@ func (o *office) explain(now time.Time, name string) (*Explanation, bool) {
 		e.Facts.Override = &Override{Replicas: known.Override.Replicas, ForMs: known.Override.Until.Sub(now).Milliseconds()}
 	}
 	return e, true
+}
+
+func notReady(f *fleet.Function) []string {
+	const most = 10
+	all := []string{}
+	for i := range f.Replicas {
+		r := &f.Replicas[i]
+		if r.Phase != orchestrator.Ready && r.Detail != "" && len(all) < most {
+			all = append(all, r.Name+": "+r.Detail)
+		}
+	}
+	return all
 }
 
 func countReplicas(f *fleet.Function, w *work) Counts {
