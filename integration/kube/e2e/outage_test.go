@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -42,6 +43,9 @@ func TestWithoutTheAPIServer(t *testing.T) {
 		fn("Deployment", "idle", "TimeoutSecondBeforeSetReplicasMin", "10"))
 	ready(t, "warm", 2)
 	eventually(t, 30*time.Second, "idle is awake", func() error { return get("/function/idle/hello/x") })
+	// Past the Service: after 40 s Kubernetes itself takes the node for dead, and its pods out of every Service for a moment.
+	edge := strings.Fields(kubectl(t, "get", "pods", "-n", namespace, "-l", "app.kubernetes.io/component=edge", "-o", "jsonpath={.items[*].status.podIP}"))[0]
+	t.Setenv("SLIMFAAS_URL_E2E", "http://"+edge+":5000")
 	l := startLoad("warm", 50)
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
