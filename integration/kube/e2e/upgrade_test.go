@@ -131,8 +131,7 @@ func TestChangesUnderLoadLoseNothing(t *testing.T) {
 	phase("deleted pods", func(t *testing.T) {
 		for range 2 {
 			pods := strings.Fields(kubectl(t, "get", "pods", "-n", namespace, "-l", "app=busy", "--field-selector=status.phase=Running", "-o", "name"))
-			kubectl(t, "delete", "-n", namespace, "--wait=false", pods[0])
-			time.Sleep(2 * time.Second) // the load's time
+			kubectl(t, "delete", "-n", namespace, "--wait=true", pods[0]) // until it is gone, under load
 			ready(t, "busy", 2)
 		}
 	})

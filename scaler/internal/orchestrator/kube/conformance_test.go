@@ -16,8 +16,9 @@ import (
 	"github.com/slimfaas/slimfaas/scaler/internal/orchestrator/orchestratortest"
 )
 
-// The functions of a world: probed slowly, as people's are not, so that a replica is seen before it is ready.
-const functions = `
+// The place of a world, with one of our own processes; and a function in it, probed once a second, so that a replica is seen before it
+// is ready.
+const place = `
 apiVersion: v1
 kind: Namespace
 metadata: {name: %[1]s}
@@ -28,32 +29,17 @@ metadata: {name: edge-0, namespace: %[1]s, labels: {app.kubernetes.io/part-of: s
 spec:
   terminationGracePeriodSeconds: 1
   containers: [{name: edge, image: "slimfaas/demo-function:dev", imagePullPolicy: IfNotPresent}]
----
+`
+
+const sleeper = `---
 apiVersion: apps/v1
 kind: Deployment
-metadata: {name: single, namespace: %[1]s}
+metadata: {name: %[2]s, namespace: %[1]s}
 spec:
   replicas: 0
-  selector: {matchLabels: {app: single}}
+  selector: {matchLabels: {app: %[2]s}}
   template:
-    metadata: {labels: {app: single}, annotations: {SlimFaas/Function: "true", SlimFaas/ReplicasMin: "0", SlimFaas/ReplicasAtStart: "1"}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-        - name: demo
-          image: slimfaas/demo-function:dev
-          imagePullPolicy: IfNotPresent
-          ports: [{containerPort: 8080}]
-          readinessProbe: {httpGet: {path: /health, port: 8080}, periodSeconds: 1}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: pair, namespace: %[1]s}
-spec:
-  replicas: 0
-  selector: {matchLabels: {app: pair}}
-  template:
-    metadata: {labels: {app: pair}, annotations: {SlimFaas/Function: "true", SlimFaas/ReplicasMin: "0", SlimFaas/ReplicasAtStart: "2"}}
+    metadata: {labels: {app: %[2]s}, annotations: {SlimFaas/Function: "true", SlimFaas/ReplicasMin: "0", SlimFaas/ReplicasAtStart: "%[3]d"}}
     spec:
       terminationGracePeriodSeconds: 1
       containers:
@@ -72,7 +58,7 @@ func world(t *testing.T) (w orchestratortest.World, namespace string) {
 		t.Skip("needs a real cluster: make e2e-kube starts one, KUBECONFIG_E2E names another")
 	}
 	namespace = "e2e-" + strings.ToLower(rand.Text()[:8])
-	kubectl(t, fmt.Sprintf(functions, namespace), "apply", "-f", "-")
+	kubectl(t, fmt.Sprintf(place, namespace)+fmt.Sprintf(sleeper, namespace, "single", 1)+fmt.Sprintf(sleeper, namespace, "pair", 2), "apply", "-f", "-")
 	t.Cleanup(func() {
 		out, err := exec.Command("kubectl", "--kubeconfig", real, "delete", "namespace", namespace, "--wait=false").CombinedOutput()
 		if err != nil {
