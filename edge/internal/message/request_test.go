@@ -2,12 +2,14 @@ package message
 
 import (
 	"bufio"
+	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
@@ -202,6 +204,18 @@ func TestExplainNamesTheReason(t *testing.T) {
 	_, err = transport.Send(t.Context(), "169.254.169.254:80", &wire.StoredRequest{Method: "GET", Path: "/"}, nil)
 	if err == nil || !Unreachable(err) {
 		t.Errorf("a link-local address was called: %v", err)
+	}
+}
+
+// TestExplainIsTextWhateverAFunctionSends: what it says is stored in a message that takes valid UTF-8 only.
+func TestExplainIsTextWhateverAFunctionSends(t *testing.T) {
+	t.Parallel()
+	for name, said := range map[string]string{
+		"no UTF-8": "\xff\xfe", "half a letter at the cut": "x" + strings.Repeat("é", 300), "much": strings.Repeat("x", 10_000),
+	} {
+		if text := Explain(errors.New(said), 0); !utf8.ValidString(text) || text == "" || len(text) > 300 {
+			t.Errorf("%s: %d bytes, %q", name, len(text), text)
+		}
 	}
 }
 

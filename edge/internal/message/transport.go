@@ -137,8 +137,8 @@ func Explain(err error, timeout time.Duration) string {
 	if errors.As(err, &wrapped) {
 		err = wrapped.Err
 	}
-	text := strings.ToValidUTF8(err.Error(), "?")
-	return text[:min(len(text), 300)]
+	text := err.Error()
+	return strings.ToValidUTF8(text[:min(len(text), 300)], "?") // cut first: half a letter is no letter, and no message may carry it
 }
 
 // Unreachable says that no connection came about.

@@ -214,7 +214,7 @@ func stuck(pod *corev1.Pod) string {
 			if ended := one.LastTerminationState.Terminated; ended != nil {
 				text += fmt.Sprintf(" (it ended with exit code %d)", ended.ExitCode)
 			}
-			return text[:min(len(text), maxDetail)]
+			return strings.ToValidUTF8(text[:min(len(text), maxDetail)], "") // half a letter would spoil the whole record
 		}
 	}
 	return ""

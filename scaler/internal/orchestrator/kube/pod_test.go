@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -81,6 +82,10 @@ func TestPhaseOfAPod(t *testing.T) {
 		},
 		"an image that cannot be pulled": {
 			pod: at(waiting("ImagePullBackOff", "no such image", 0)), phase: orchestrator.Pending, detail: "container web: ImagePullBackOff: no such image",
+		},
+		"a long word in another script": {
+			pod:   at(waiting("ImagePullBackOff", strings.Repeat("é", 200), 0)),
+			phase: orchestrator.Pending, detail: "container web: ImagePullBackOff: " + strings.Repeat("é", 133),
 		},
 		"crashes": {pod: at(waiting("CrashLoopBackOff", "", 3)), phase: orchestrator.Pending, detail: "container web: CrashLoopBackOff"},
 		"another container crashes": {
