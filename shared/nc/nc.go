@@ -231,11 +231,17 @@ func (b *Bus) Respond(reply string, m proto.Message) error {
 // message is the handler's to keep. reply is empty unless the sender waits for an answer. Interest elsewhere is certain only after a Flush.
 // stop ends it; a handler that runs at that moment ends in its own time.
 func (b *Bus) Subscribe(subject string, handle func(msg []byte, reply string)) (stop func(), err error) {
-	return b.subscribe(subject, func(m *nats.Msg) { handle(m.Data, m.Reply) })
+	return b.subscribe(subject, "", func(m *nats.Msg) { handle(m.Data, m.Reply) })
 }
 
-func (b *Bus) subscribe(subject string, handle nats.MsgHandler) (stop func(), err error) {
-	s, err := b.conn.Subscribe(subject, func(m *nats.Msg) {
+// SubscribeShared is Subscribe where each message goes to one connected member of the group only, whichever the server picks. A
+// member that died is out of it as soon as its connection is; one that hangs goes on being picked.
+func (b *Bus) SubscribeShared(subject, group string, handle func(msg []byte, reply string)) (stop func(), err error) {
+	return b.subscribe(subject, group, func(m *nats.Msg) { handle(m.Data, m.Reply) })
+}
+
+func (b *Bus) subscribe(subject, group string, handle nats.MsgHandler) (stop func(), err error) {
+	s, err := b.conn.QueueSubscribe(subject, group, func(m *nats.Msg) {
 		b.mu.Lock()
 		if b.ending {
 			b.mu.Unlock()
@@ -318,7 +324,7 @@ func (b *Bus) Converse(subject string, m proto.Message, handle func(answer []byt
 		return nil, fmt.Errorf("conversing on %s: %w", subject, err)
 	}
 	inbox := b.conn.NewInbox()
-	stop, err = b.subscribe(inbox, func(m *nats.Msg) {
+	stop, err = b.subscribe(inbox, "", func(m *nats.Msg) {
 		if len(m.Data) == 0 && m.Header.Get("Status") == "503" { // the server's word (nats.go: noResponders)
 			handle(nil, ErrNobody)
 			return

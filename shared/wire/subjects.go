@@ -5,8 +5,11 @@ import "time"
 // Subjects of the bus. Fixed: none contains a user's string, names travel in the payload. Each line says who publishes,
 // who listens, and what happens when a message is lost, doubled, late or reordered.
 const (
-	// SubjectWake: edge → every scaler. Lost: the edge repeats. Doubled or late: raising 0 → n is idempotent.
+	// SubjectWake: edge → every scaler, one of WakeGroup raises at once. Lost: the edge repeats. Doubled or late: raising 0 → n is
+	// idempotent.
 	SubjectWake = "slimfaas.wake"
+	// WakeGroup is the group in which the bus picks the scaler that acts on a wake first.
+	WakeGroup = "slimfaas.wake.first"
 	// SubjectSighting: the scaler that raised a function → edges. Lost: the table record brings the replica.
 	SubjectSighting = "slimfaas.sighting"
 	// SubjectRecord: leading scaler → edges, queue nodes (RecordAnnouncement). Lost: the digest shows it within a second.

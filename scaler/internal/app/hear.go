@@ -49,6 +49,12 @@ func (a *App) subscribe() (unsubscribe func(), err error) {
 		}
 		stops = append(stops, stop)
 	}
+	stop, err := a.bus.SubscribeShared(wire.SubjectWake, wire.WakeGroup, a.onWakeFirst)
+	if err != nil {
+		unsubscribe()
+		return func() {}, err
+	}
+	stops = append(stops, stop)
 	return unsubscribe, nil
 }
 
@@ -66,6 +72,14 @@ func (a *App) onWake(msg []byte, _ string) {
 	if a.decode(wire.SubjectWake, msg, &wake) {
 		a.waker.Heard(wake.GetFunctions())
 		a.leader.Changed()
+	}
+}
+
+// onWakeFirst is onWake for the scaler that the bus has picked. onWake comes as well, before or after.
+func (a *App) onWakeFirst(msg []byte, _ string) {
+	var wake wire.Wake
+	if a.decode(wire.SubjectWake, msg, &wake) {
+		a.waker.First(wake.GetFunctions())
 	}
 }
 
@@ -88,7 +102,9 @@ func (a *App) onDemand(msg []byte, _ string) {
 			queued = append(queued, f.GetFunction())
 		}
 	}
-	if len(queued) > 0 {
+	if len(queued) > 0 && a.leader.Epoch() > 0 {
+		a.waker.First(queued)
+	} else if len(queued) > 0 {
 		a.waker.Heard(queued)
 	}
 	a.leader.Changed()

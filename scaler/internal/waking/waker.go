@@ -1,5 +1,6 @@
-// Package waking raises functions from zero. It needs no leader: raising is monotone and idempotent, so every scaler that
-// hears a wake does it at once, with the orchestrator's own revision as precondition.
+// Package waking raises functions from zero. It needs no leader: raising is monotone and idempotent, so every scaler may do it,
+// with the orchestrator's own revision as precondition. The one to which the bus hands the wake does it at once; the others hear it
+// too and do it where the orchestrator does not show it soon (docs/adr/0025-one-scaler-raises-first.md).
 package waking
 
 import (
@@ -20,6 +21,8 @@ const (
 	maxRaising = 64
 	// raised: the orchestrator's watch shows a raise within this time; till then it is not asked again.
 	raised = time.Second
+	// handedOver is what another scaler, to which the bus handed a wake, is given until the orchestrator shows the raise.
+	handedOver = 30 * time.Millisecond
 	// remembered is how long a wake is remembered after it was heard.
 	remembered = time.Minute
 
@@ -37,7 +40,7 @@ type Options struct {
 	Log     *slog.Logger
 }
 
-// Waker raises functions. Heard and Raise never block.
+// Waker raises functions. Heard, First and Raise never block.
 type Waker struct {
 	Options
 	signal chan struct{}
@@ -51,6 +54,7 @@ type Waker struct {
 // attempt is one function on its way up.
 type attempt struct {
 	until    time.Time // nobody wants it any more after this
+	hold     time.Time // another is given until then; zero: nobody has wished it since it was last up
 	inFlight bool
 	done     time.Time             // of the last success; zero: none
 	from     orchestrator.Revision // what the watch showed at that success
@@ -67,35 +71,48 @@ func New(options Options) *Waker {
 	}
 }
 
-// Heard takes the functions of a wake from the bus. Unknown ones are ignored.
-func (w *Waker) Heard(functions []string) {
+// Heard takes the functions of a wake that every scaler hears. Unknown ones are ignored.
+func (w *Waker) Heard(functions []string) { w.heardThat(functions, handedOver) }
+
+// First takes the functions of a wake that the bus handed to this scaler.
+func (w *Waker) First(functions []string) { w.heardThat(functions, 0) }
+
+func (w *Waker) heardThat(functions []string, hold time.Duration) {
 	now := time.Now()
 	view := w.Fleet.View()
 	w.mu.Lock()
 	for _, name := range functions {
 		if f := view.Functions[name]; f != nil && len(f.Problems) == 0 {
 			w.heard[f.Name] = now
-			w.want(f.Name, now)
+			w.want(f.Name, now, hold)
 		}
 	}
 	w.mu.Unlock()
 	w.poke()
 }
 
-// Raise wants a function awake without a wake from the bus: the leader's decision.
+// Raise wants a function awake: the leader's decision. What a wake was heard for may be another's to raise.
 func (w *Waker) Raise(function string) {
 	w.mu.Lock()
-	w.want(function, time.Now())
+	now := time.Now()
+	if one := w.pending[function]; one == nil || one.hold.IsZero() {
+		w.want(function, now, 0)
+	} else {
+		one.until = now.Add(decide.WakeHolds)
+	}
 	w.mu.Unlock()
 	w.poke()
 }
 
-// want notes the wish. The caller holds mu.
-func (w *Waker) want(function string, now time.Time) {
+// want notes the wish, and that another is given hold to fulfil it. The caller holds mu.
+func (w *Waker) want(function string, now time.Time, hold time.Duration) {
 	one := w.pending[function]
 	if one == nil {
 		one = &attempt{}
 		w.pending[function] = one
+	}
+	if act := now.Add(hold); one.hold.IsZero() || act.Before(one.hold) {
+		one.hold = act
 	}
 	one.until = now.Add(decide.WakeHolds)
 }
@@ -166,7 +183,12 @@ func (w *Waker) pass(ctx context.Context, now time.Time, wait *sync.WaitGroup, s
 			continue
 		}
 		if f.Wanted > 0 {
+			one.hold = time.Time{}
 			sights.wanted(name, now)
+			continue
+		}
+		if now.Before(one.hold) {
+			next = min(next, one.hold.Sub(now))
 			continue
 		}
 		for _, raise := range startOrder(now, view, name) {

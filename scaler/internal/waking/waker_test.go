@@ -59,11 +59,12 @@ func play(t *testing.T, test func(*world)) {
 	})
 }
 
-// wake is a wake on the bus: every scaler hears it.
+// wake is a wake on the bus: every scaler hears it, and it is handed to the second one.
 func (w *world) wake(functions ...string) {
 	for _, waker := range w.wakers {
 		waker.Heard(functions)
 	}
+	w.wakers[1].First(functions)
 	synctest.Wait()
 }
 
@@ -99,7 +100,45 @@ func TestItIsRaisedAtOnce(t *testing.T) {
 		w.sleep(time.Millisecond)
 		w.wake("hello") // no time passes in here
 		w.requests("wake hello 1")
+		w.sleep(time.Second)
+		if asked := w.wakers[0].Asked(); asked != 0 {
+			t.Errorf("the scaler it was not handed to asked the orchestrator too, %d times", asked)
+		}
 	})
+}
+
+// TestAWakeHandedToADeadScalerIsRaisedByAnother: the bus may hand a wake to one that hangs.
+func TestAWakeHandedToADeadScalerIsRaisedByAnother(t *testing.T) {
+	t.Parallel()
+	for name, also := range map[string]func(*waking.Waker){
+		"nobody leads":                func(*waking.Waker) {},
+		"the one that hears it leads": func(leader *waking.Waker) { leader.Raise("hello") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			play(t, func(w *world) {
+				w.orchestrator.Add("hello", nil)
+				w.sleep(time.Millisecond)
+				var log []string
+				for range 2 { // and a second time after it has slept
+					w.wakers[0].Heard([]string{"hello"})
+					also(w.wakers[0])
+					w.sleep(29 * time.Millisecond)
+					w.requests(log...)
+					w.sleep(time.Millisecond)
+					log = append(log, "wake hello 1")
+					w.requests(log...)
+					w.sleep(10 * time.Second) // nobody wishes it any more
+					f := w.orchestrator.Get("hello")
+					if _, err := w.orchestrator.Scale(t.Context(), orchestrator.Request{Function: "hello", IfRevision: f.Revision}); err != nil {
+						t.Fatal(err)
+					}
+					log = append(log, "scale hello 0 []")
+					w.sleep(2 * time.Second)
+				}
+			})
+		})
+	}
 }
 
 func TestStrangersAndBrokenFunctionsAreIgnored(t *testing.T) {
