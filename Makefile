@@ -55,7 +55,7 @@ images: build ## container images FROM scratch, with docker: SLIMFAAS_REGISTRY=s
 
 .PHONY: e2e-kube e2e-kube-full
 # Ours, and upstream's demo images by name: our demo function answers for them.
-KUBE_IMAGES := $(foreach p,edge queue scaler demo-function,-image slimfaas/$(p):dev=$(CURDIR)/bin/$(p)) \
+KUBE_IMAGES := $(foreach p,edge queue scaler demo-function,-image slimfaas/$(p):dev=$(CURDIR)/bin/$(p) -image slimfaas/$(p):next=$(CURDIR)/bin/$(p)$(comma)BUILD=next) \
   $(foreach i,axaguildev/fibonacci-api:latest$(comma)5000 axaguildev/fibonacci-batch:latest$(comma)5000 library/mysql:8.0$(comma)3306,\
     -image $(word 1,$(subst $(comma), ,$(i)))=$(CURDIR)/bin/demo-function$(comma)PORT=$(word 2,$(subst $(comma), ,$(i))))
 bin/kubecluster: FORCE
@@ -66,7 +66,7 @@ e2e-kube: build bin/kubecluster ## a real Kubernetes on this machine, our instal
 	@cd scaler && go test -c -trimpath -o $(CURDIR)/bin/kube-conformance.test ./internal/orchestrator/kube
 	@cd integration/kube && GOWORK=off go test -c -trimpath -o $(CURDIR)/bin/kube-e2e.test ./e2e
 	@cd integration/kube/e2e && $(CURDIR)/bin/kubecluster -kwok -logs 4000 -components ../components $(KUBE_IMAGES) -- bash -euc \
-	  '$(CURDIR)/bin/kube-conformance.test -test.v -test.run "$(or $(RUN),^TestConformance)" && $(CURDIR)/bin/kube-e2e.test -test.v -test.run "$(or $(RUN),.)" -test.timeout 20m'
+	  '$(CURDIR)/bin/kube-conformance.test -test.v -test.run "$(or $(RUN),^Test(Conformance|AnAPIServer))" && $(CURDIR)/bin/kube-e2e.test -test.v -test.run "$(or $(RUN),.)" -test.timeout 20m'
 e2e-kube-full: export SLIMFAAS_FULL := 1
 e2e-kube-full: e2e-kube ## the same with the sizes of docs/reliability.md, and the Helm chart held against the overlay
 	@cd integration/kube/helm && GOWORK=off go test -count=1 .

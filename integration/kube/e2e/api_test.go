@@ -105,6 +105,27 @@ func (a *api) watch(t *testing.T, path string, seen func(at time.Time, kind stri
 	t.Cleanup(func() { cancel(); work.Wait() })
 }
 
+// patch merges body into what path names.
+func (a *api) patch(ctx context.Context, path, body string) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodPatch, a.server+path, strings.NewReader(body))
+	if err != nil {
+		return err
+	}
+	request.Header.Set("Content-Type", "application/merge-patch+json")
+	if a.token != "" {
+		request.Header.Set("Authorization", "Bearer "+a.token)
+	}
+	answer, err := a.client.Do(request)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return fmt.Errorf("patch %s: %s", path, answer.Status)
+	}
+	return nil
+}
+
 // holder is the scaler that holds the Lease: its pod's name, and what differs between two processes in it.
 func holder(t *testing.T) (identity string, err error) {
 	t.Helper()

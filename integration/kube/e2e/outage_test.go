@@ -36,7 +36,7 @@ func TestWithoutTheAPIServer(t *testing.T) {
 	pid := part(t, "apiserver")
 	installed(t)
 	outage := 45 * time.Second
-	if os.Getenv("SLIMFAAS_FULL") != "" {
+	if full() {
 		outage = 5 * time.Minute
 	}
 	apply(t, fn("Deployment", "warm", "ReplicasMin", "2", "NumberParallelRequest", "100")+fn("Deployment", "cold", "TimeoutSecondBeforeSetReplicasMin", "600")+

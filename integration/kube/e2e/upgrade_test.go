@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -91,16 +92,25 @@ func ready(t *testing.T, function string, n int) {
 	})
 }
 
-// TestChangesUnderLoadLoseNothing: scale-downs, rollouts of the function, pods deleted by hand, and a rolling restart of each tier.
+// next is a second tag of the images the harness pushes; the same tag stands for it on a cluster that has no other.
+func next(image string) string {
+	if os.Getenv("E2E_CLUSTER_DIR") == "" {
+		return image + ":dev"
+	}
+	return image + ":next"
+}
+
+// TestChangesUnderLoadLoseNothing: scale-downs, rollouts of the function, its pods deleted by hand and its containers killed, and a
+// rolling restart and upgrade of each tier.
 func TestChangesUnderLoadLoseNothing(t *testing.T) {
 	needsCluster(t)
 	installed(t)
 	scales, rollouts := 3, 2
-	if os.Getenv("SLIMFAAS_FULL") != "" {
+	if full() {
 		scales, rollouts = 10, 5
 	}
-	apply(t, fn("Deployment", "busy", "ReplicasMin", "2", "NumberParallelRequest", "100"))
-	ready(t, "busy", 2)
+	apply(t, fn("Deployment", "busy", "ReplicasMin", "1", "NumberParallelRequest", "100"))
+	ready(t, "busy", 1)
 	phase := func(name string, run func(t *testing.T)) {
 		t.Run(name, func(t *testing.T) {
 			l := startLoad("busy", 200)
@@ -118,13 +128,19 @@ func TestChangesUnderLoadLoseNothing(t *testing.T) {
 		for range scales {
 			scale(t, 5)
 			ready(t, "busy", 5)
-			scale(t, 2)
-			ready(t, "busy", 2)
+			scale(t, 1)
+			ready(t, "busy", 1)
 		}
+		scale(t, 2)
+		ready(t, "busy", 2)
 	})
 	phase("rollouts", func(t *testing.T) {
-		for range rollouts {
-			kubectl(t, "rollout", "restart", "-n", namespace, "deployment/busy")
+		for i := range rollouts {
+			image := "slimfaas/demo-function:dev"
+			if i%2 == 0 {
+				image = next("slimfaas/demo-function")
+			}
+			kubectl(t, "set", "image", "-n", namespace, "deployment/busy", "demo="+image)
 			kubectl(t, "rollout", "status", "-n", namespace, "deployment/busy", "--timeout=120s")
 		}
 	})
@@ -135,13 +151,52 @@ func TestChangesUnderLoadLoseNothing(t *testing.T) {
 			ready(t, "busy", 2)
 		}
 	})
+	phase("killed containers", func(t *testing.T) {
+		for range 2 {
+			pods := strings.Fields(kubectl(t, "get", "pods", "-n", namespace, "-l", "app=busy", "--field-selector=status.phase=Running", "-o", "jsonpath={.items[*].metadata.name}"))
+			before := restarts(t, pods[0])
+			kill(t, pods[0])
+			eventually(t, 30*time.Second, "the kubelet has started it again", func() error {
+				if restarts(t, pods[0]) == before {
+					return errNotYet
+				}
+				return nil
+			})
+			ready(t, "busy", 2)
+		}
+	})
 	for _, tier := range []string{"deployment/slimfaas-scaler", "deployment/slimfaas-edge", "statefulset/slimfaas-queue"} {
 		phase("rolling restart of "+tier, func(t *testing.T) {
 			kubectl(t, "rollout", "restart", "-n", namespace, tier)
-			if _, err := try(t.Context(), "", "rollout", "status", "-n", namespace, tier, "--timeout=300s"); err != nil {
-				explain(t)
-				t.Fatal(err)
-			}
+			rolledOut(t, tier)
 		})
 	}
+	for _, part := range []string{"scaler", "edge", "queue"} {
+		tier := "deployment/slimfaas-" + part
+		if part == "queue" {
+			tier = "statefulset/slimfaas-queue"
+		}
+		phase("upgrade of "+tier, func(t *testing.T) {
+			kubectl(t, "set", "image", "-n", namespace, tier, part+"="+next("slimfaas/"+part))
+			rolledOut(t, tier)
+		})
+	}
+}
+
+func rolledOut(t *testing.T, what string) {
+	t.Helper()
+	if _, err := try(t.Context(), "", "rollout", "status", "-n", namespace, what, "--timeout=300s"); err != nil {
+		explain(t)
+		t.Fatal(err)
+	}
+}
+
+// restarts of the container of a pod; -1: there is none yet.
+func restarts(t *testing.T, pod string) int {
+	t.Helper()
+	n, err := strconv.Atoi(kubectl(t, "get", "pod", pod, "-n", namespace, "-o", "jsonpath={.status.containerStatuses[0].restartCount}"))
+	if err != nil {
+		return -1
+	}
+	return n
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/slimfaas/slimfaas/scaler/internal/orchestrator/orchestratortest"
 )
@@ -50,8 +51,8 @@ spec:
           readinessProbe: {httpGet: {path: /health, port: 8080}, periodSeconds: 1}
 `
 
-// world makes a namespace with functions on the cluster of KUBECONFIG_E2E, and a driver that reaches it through a relay.
-func world(t *testing.T) (w orchestratortest.World, namespace string) {
+// settle makes a namespace with functions on the cluster of KUBECONFIG_E2E.
+func settle(t *testing.T) (namespace string, config *clientcmdapi.Config) {
 	t.Helper()
 	real := os.Getenv("KUBECONFIG_E2E")
 	if real == "" {
@@ -69,6 +70,13 @@ func world(t *testing.T) (w orchestratortest.World, namespace string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return namespace, config
+}
+
+// world is a namespace with functions, and a driver that reaches the API server through a relay.
+func world(t *testing.T) (w orchestratortest.World, namespace string) {
+	t.Helper()
+	namespace, config := settle(t)
 	for _, c := range config.Clusters {
 		server, err := url.Parse(c.Server)
 		if err != nil {
