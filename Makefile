@@ -62,14 +62,20 @@ bin/kubecluster: FORCE
 	@cd integration/kube && GOWORK=off go build -o $(CURDIR)/bin/kubecluster ./cmd/kubecluster
 .PHONY: FORCE
 FORCE:
-e2e-kube: build bin/kubecluster ## a real Kubernetes on this machine, our installation on it (root; apt-get install containerd runc iptables containernetworking-plugins); RUN=regexp some
+KUBE_TESTS = $(CURDIR)/bin/kube-conformance.test -test.v -test.run "$(or $(RUN),^Test(Conformance|AnAPIServer))" && \
+  $(CURDIR)/bin/kube-e2e.test -test.v -test.run "$(or $(RUN),.)" -test.timeout $(KUBE_TIMEOUT)
+KUBE_TIMEOUT := 20m
+e2e-kube: build bin/kubecluster ## a real Kubernetes on this machine, our installation on it (root; apt-get install containerd runc iptables containernetworking-plugins kubernetes-client); RUN=regexp some
 	@cd scaler && go test -c -trimpath -o $(CURDIR)/bin/kube-conformance.test ./internal/orchestrator/kube
 	@cd integration/kube && GOWORK=off go test -c -trimpath -o $(CURDIR)/bin/kube-e2e.test ./e2e
-	@cd integration/kube/e2e && $(CURDIR)/bin/kubecluster -kwok -logs 4000 -components ../components $(KUBE_IMAGES) -- bash -euc \
-	  '$(CURDIR)/bin/kube-conformance.test -test.v -test.run "$(or $(RUN),^Test(Conformance|AnAPIServer))" && $(CURDIR)/bin/kube-e2e.test -test.v -test.run "$(or $(RUN),.)" -test.timeout 20m'
+	@cd integration/kube/e2e && $(CURDIR)/bin/kubecluster -kwok -logs 4000 -components ../components $(KUBE_IMAGES) -- bash -euc '$(KUBE_TESTS)'
 e2e-kube-full: export SLIMFAAS_FULL := 1
-e2e-kube-full: e2e-kube ## the same with the sizes of docs/reliability.md, and the Helm chart held against the overlay
-	@cd integration/kube/helm && GOWORK=off go test -count=1 .
+e2e-kube-full: KUBE_TIMEOUT := 3h
+e2e-kube-full: export HELM := $(CURDIR)/bin/helm
+e2e-kube-full: KUBE_TESTS += && cd ../helm && $(CURDIR)/bin/kube-helm.test -test.v -test.run "$(or $(RUN),.)"
+e2e-kube-full: bin/helm e2e-kube ## the same with the sizes of docs/reliability.md, and the Helm chart: against the overlay, and on the cluster
+bin/helm: FORCE
+	@cd integration/kube/helm && GOWORK=off go build -o $(CURDIR)/bin/helm helm.sh/helm/v3/cmd/helm && GOWORK=off go test -c -o $(CURDIR)/bin/kube-helm.test .
 .PHONY: chart
 chart: ## deploy/helm from deploy/kubernetes/base, with kubectl
 	@deploy/helm/generate.sh
