@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -196,11 +197,13 @@ func (w *Waker) pass(ctx context.Context, now time.Time, wait *sync.WaitGroup, s
 		}
 	}
 	for name := range order {
-		one := w.pending[name]
-		if one == nil {
-			one = &attempt{until: now.Add(decide.WakeHolds)}
-			w.pending[name] = one
+		if w.pending[name] == nil {
+			w.pending[name] = &attempt{until: now.Add(decide.WakeHolds)}
 		}
+	}
+	// Where slots are short, who has waited longest goes first, and what is this scaler's before what another was handed.
+	for _, name := range slices.SortedFunc(maps.Keys(order), func(a, b string) int { return w.pending[a].hold.Compare(w.pending[b].hold) }) {
+		one := w.pending[name]
 		ready := one.next
 		if !one.done.IsZero() && one.from == view.Functions[name].Revision {
 			ready = one.done.Add(raised)
