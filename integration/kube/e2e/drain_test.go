@@ -51,11 +51,10 @@ func TestLongCallsOutliveAScaleDown(t *testing.T) {
 				})
 			}
 			eventually(t, lasting, "the calls are under way", func() error {
-				_, body, _, err := do(http.MethodGet, "/explain/"+name, nil, "")
-				if err == nil && !strings.Contains(strings.ReplaceAll(body, " ", ""), fmt.Sprintf(`"InFlight":%d,`, calls)) {
-					err = fmt.Errorf("%w: %s", errNotYet, body)
+				if out := explained(t, name); !strings.Contains(out, fmt.Sprintf(`"InFlight": %d,`, calls)) {
+					return fmt.Errorf("%w: %s", errNotYet, out)
 				}
-				return err
+				return nil
 			})
 			scaleTo(t, name, 1)
 			began := time.Now()

@@ -262,6 +262,9 @@ func (o *observer) judge(t *testing.T, what string, all, byTest []*sights) {
 	}
 }
 
+// pace is a caller's, between wakes that are measured alone: after its first answer a pod goes on costing everybody for about a second.
+const pace = 1500 * time.Millisecond
+
 // TestWake: what we add to a wake, measured within it by others: the scale is asked for at once, and the answer follows as soon as
 // the pod can be reached, with a readiness probe every 10 s.
 func TestWake(t *testing.T) {
@@ -275,12 +278,14 @@ func TestWake(t *testing.T) {
 	o := observe(t, "wake", "direct")
 	var all, direct []*sights
 	for i, name := range names {
+		time.Sleep(pace)
 		s, err := o.wake(name)
 		if err != nil {
 			explain(t)
 			t.Fatal(err)
 		}
 		all = append(all, s)
+		time.Sleep(pace)
 		if s, err = o.scale(others[i]); err != nil {
 			t.Fatal(err)
 		}
