@@ -65,7 +65,7 @@ func (f *Forwarder) once(ctx context.Context, w http.ResponseWriter, r *http.Req
 		defer uploaded()
 	}
 	resp, err := conn.Answer(r.Method, func(info *http.Response) { inform(w, info) }) //nolint:bodyclose // its Close would read what is left; the connection is closed instead
-	if err != nil && x.repeatable(r.Method, conn, reason(ctx, err)) && x.another(false) {
+	if err != nil && x.repeatable(r.Method, conn, reason(ctx, err)) && x.leaves(ctx) && x.another(false) {
 		return true
 	}
 	if err == nil {
@@ -90,7 +90,7 @@ func (f *Forwarder) once(ctx context.Context, w http.ResponseWriter, r *http.Req
 }
 
 // repeatable says whether a request whose connection broke may go to another replica although it was sent (RFC 9110 §9.2.2, ADR 21):
-// its method is idempotent and it has no body, not a byte of an answer came, and the replica is one that goes away.
+// its method is idempotent and it has no body, and not a byte of an answer came. The replica must be one that goes away, too: see leaves.
 func (x *exchange) repeatable(method string, conn *upstream.Conn, err error) bool {
 	switch method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPut, http.MethodDelete:
@@ -98,7 +98,35 @@ func (x *exchange) repeatable(method string, conn *upstream.Conn, err error) boo
 		return false
 	}
 	broken := errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
-	return x.body == nil && broken && conn.Silent() && !x.lease.Usable()
+	return x.body == nil && broken && conn.Silent()
+}
+
+const (
+	// toldWithin is how much later than its function an edge hears that a replica goes away: both learn it at the same moment, over
+	// different ways.
+	toldWithin = 150 * time.Millisecond
+	lookEvery  = 5 * time.Millisecond
+)
+
+// leaves says whether the replica goes away, once the table has had time to say so.
+func (x *exchange) leaves(ctx context.Context) bool {
+	if !x.lease.Usable() {
+		return true
+	}
+	late := time.NewTimer(toldWithin)
+	defer late.Stop()
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	for !x.lease.Leaving() {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-late.C:
+			return false
+		case <-look.C:
+		}
+	}
+	return true
 }
 
 // sent gives a connection that the head of the request has been written to. The connection is closed when ctx ends, until keep is

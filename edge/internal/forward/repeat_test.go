@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -32,17 +33,19 @@ func TestACallThatBreaksOnAReplicaThatGoesAwayIsRepeatedWhereThatIsSafe(t *testi
 		method, body  string
 		drained, some bool // some: part of an answer has come
 		status        int
+		late          time.Duration // after the break the table says so
 	}{
-		"GET":                           {"GET", "", true, false, 200},
-		"HEAD":                          {"HEAD", "", true, false, 200},
-		"DELETE":                        {"DELETE", "", true, false, 200},
-		"PUT without a body":            {"PUT", "", true, false, 200},
-		"POST":                          {"POST", "", true, false, 502},
-		"PATCH":                         {"PATCH", "", true, false, 502},
-		"PUT with a body":               {"PUT", "body", true, false, 502},
-		"GET, part of the answer came":  {"GET", "", true, true, 502},
-		"GET, the replica was to stay":  {"GET", "", false, false, 502},
-		"POST, the replica was to stay": {"POST", "body", false, false, 502},
+		"GET":                           {"GET", "", true, false, 200, 0},
+		"GET, the table is late":        {"GET", "", true, false, 200, 30 * time.Millisecond},
+		"HEAD":                          {"HEAD", "", true, false, 200, 0},
+		"DELETE":                        {"DELETE", "", true, false, 200, 0},
+		"PUT without a body":            {"PUT", "", true, false, 200, 0},
+		"POST":                          {"POST", "", true, false, 502, 0},
+		"PATCH":                         {"PATCH", "", true, false, 502, 0},
+		"PUT with a body":               {"PUT", "body", true, false, 502, 0},
+		"GET, part of the answer came":  {"GET", "", true, true, 502, 0},
+		"GET, the replica was to stay":  {"GET", "", false, false, 502, 0},
+		"POST, the replica was to stay": {"POST", "body", false, false, 502, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -54,7 +57,10 @@ func TestACallThatBreaksOnAReplicaThatGoesAwayIsRepeatedWhereThatIsSafe(t *testi
 				}
 				calls.Add(1)
 				_, _ = io.CopyN(io.Discard, r, int64(len(c.body)))
-				if c.drained {
+				if c.drained && c.late > 0 {
+					late := time.AfterFunc(c.late, func() { b.drain(0) })
+					t.Cleanup(func() { late.Stop() })
+				} else if c.drained {
 					b.drain(0)
 				}
 				if c.some {

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/slimfaas/slimfaas/edge/internal/load"
+	"github.com/slimfaas/slimfaas/shared/wire"
 )
 
 const (
@@ -206,6 +207,16 @@ func (l *Lease) Broke() {
 	if l.slot.broken.Add(1) >= brokenInARow {
 		l.suspected()
 	}
+}
+
+// Leaving says whether the table has the replica on its way out, or not at all any more.
+func (l *Lease) Leaving() bool {
+	for _, r := range l.Function.Replicas() {
+		if r.Name == l.Name {
+			return r.State == wire.ReplicaState_REPLICA_STATE_DRAINING || r.State == wire.ReplicaState_REPLICA_STATE_GONE
+		}
+	}
+	return true
 }
 
 // Stream marks the call as an open stream: response headers went out, or the connection was upgraded.

@@ -66,7 +66,7 @@ func TestWithoutTheAPIServer(t *testing.T) {
 	if time.Since(began) > 10*time.Second {
 		t.Errorf("recovery took %v", time.Since(began))
 	}
-	l.end(t, "outage of the API server")
+	l.end(t, "outage of the API server", 0)
 	if wanted, _ := replicas(t, "deployment", "warm"); wanted != 2 {
 		t.Errorf("warm has %d replicas", wanted)
 	}
