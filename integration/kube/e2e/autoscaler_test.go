@@ -11,7 +11,7 @@ import (
 func TestBesideAnAutoscaler(t *testing.T) {
 	needsCluster(t)
 	installed(t)
-	apply(t, fn("Deployment", "auto", "TimeoutSecondBeforeSetReplicasMin", "20")+`---
+	apply(t, fn("Deployment", "auto", "TimeoutSecondBeforeSetReplicasMin", "10")+`---
 apiVersion: autoscaling/v2
 kind: HorizontalPodAutoscaler
 metadata: {name: auto}

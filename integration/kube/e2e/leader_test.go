@@ -15,7 +15,7 @@ func TestLeadersComeAndGo(t *testing.T) {
 	needsCluster(t)
 	_ = part(t, "apiserver") // the harness's own cluster
 	installed(t)
-	kills := 2
+	kills := 1 // TestWakeWithoutALeader has another
 	if full() {
 		kills = 50
 	}

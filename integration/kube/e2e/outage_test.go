@@ -35,7 +35,7 @@ func TestWithoutTheAPIServer(t *testing.T) {
 	needsCluster(t)
 	pid := part(t, "apiserver")
 	installed(t)
-	outage := 45 * time.Second
+	outage := 30 * time.Second
 	if full() {
 		outage = 5 * time.Minute
 	}
@@ -99,7 +99,11 @@ func TestAStoppedLeaderWritesNothingLate(t *testing.T) {
 	})
 	t.Logf("figure takeover: another leads %v after the leader froze (bar 20 s)", time.Since(began).Round(100*time.Millisecond))
 	// The frozen one would put "kept" to sleep by what it knew; calls that it never heard of keep it awake.
-	for time.Since(began) < 60*time.Second {
+	frozen := 30 * time.Second
+	if full() {
+		frozen = time.Minute
+	}
+	for time.Since(began) < frozen {
 		if err := get("/function/kept/hello/x"); err != nil {
 			t.Fatal(err)
 		}

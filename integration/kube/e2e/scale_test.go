@@ -25,7 +25,7 @@ func size() (functions, pods, woken, changes int) {
 	if full() {
 		return 2000, 3, 500, 100
 	}
-	return 500, 3, 100, 20
+	return 150, 2, 50, 20
 }
 
 // figure prints a figure, and at full size holds it against its bar.

@@ -270,7 +270,7 @@ const pace = 1500 * time.Millisecond
 func TestWake(t *testing.T) {
 	needsCluster(t)
 	installed(t)
-	n := 12
+	n := 8
 	if full() {
 		n = 30
 	}
