@@ -18,8 +18,9 @@ import (
 )
 
 const (
-	// maxRaising bounds the requests to the orchestrator at one time.
-	maxRaising = 64
+	// maxRaising bounds the requests to the orchestrator at one time. More make a storm of wakes no faster, and everybody else's
+	// requests slow: with 64 an API server on two cores took 4 s for each of 500, and the Lease was lost.
+	maxRaising = 8
 	// raised: the orchestrator's watch shows a raise within this time; till then it is not asked again.
 	raised = time.Second
 	// handedOver is what another scaler, to which the bus handed a wake, is given until the orchestrator shows the raise.
@@ -56,12 +57,28 @@ type Waker struct {
 type attempt struct {
 	until    time.Time // nobody wants it any more after this
 	hold     time.Time // another is given until then; zero: nobody has wished it since it was last up
+	mine     bool      // it was handed to this scaler
 	inFlight bool
 	done     time.Time             // of the last success; zero: none
 	from     orchestrator.Revision // what the watch showed at that success
 	next     time.Time             // not before
 	pause    time.Duration
 	revision orchestrator.Revision // a newer one than the watch has shown; empty: none
+}
+
+// before orders attempts where slots are short: what this scaler was handed, the longest wait first, and then what others were,
+// beginning with what they will come to last.
+func (a *attempt) before(b *attempt) int {
+	switch {
+	case a.mine != b.mine && a.mine:
+		return -1
+	case a.mine != b.mine:
+		return 1
+	case a.mine:
+		return a.hold.Compare(b.hold)
+	default:
+		return b.hold.Compare(a.hold)
+	}
 }
 
 // New makes a waker; Run does the work.
@@ -113,6 +130,7 @@ func (w *Waker) want(function string, now time.Time, hold time.Duration) {
 		w.pending[function] = one
 	}
 	if act := now.Add(hold); one.hold.IsZero() || act.Before(one.hold) {
+		one.mine = hold == 0 && (one.hold.IsZero() || now.Before(one.hold)) // a repetition changes nothing
 		one.hold = act
 	}
 	one.until = now.Add(decide.WakeHolds)
@@ -192,6 +210,9 @@ func (w *Waker) pass(ctx context.Context, now time.Time, wait *sync.WaitGroup, s
 			next = min(next, one.hold.Sub(now))
 			continue
 		}
+		if one.inFlight || len(slots) == cap(slots) { // its end, or a slot's, is told
+			continue
+		}
 		for _, raise := range startOrder(now, view, name) {
 			order[raise] = true
 		}
@@ -201,8 +222,7 @@ func (w *Waker) pass(ctx context.Context, now time.Time, wait *sync.WaitGroup, s
 			w.pending[name] = &attempt{until: now.Add(decide.WakeHolds)}
 		}
 	}
-	// Where slots are short, who has waited longest goes first, and what is this scaler's before what another was handed.
-	for _, name := range slices.SortedFunc(maps.Keys(order), func(a, b string) int { return w.pending[a].hold.Compare(w.pending[b].hold) }) {
+	for _, name := range slices.SortedFunc(maps.Keys(order), func(a, b string) int { return w.pending[a].before(w.pending[b]) }) {
 		one := w.pending[name]
 		ready := one.next
 		if !one.done.IsZero() && one.from == view.Functions[name].Revision {
@@ -215,8 +235,7 @@ func (w *Waker) pass(ctx context.Context, now time.Time, wait *sync.WaitGroup, s
 		select {
 		case slots <- struct{}{}:
 		default:
-			next = min(next, 10*time.Millisecond)
-			continue
+			return next // the end of one is told
 		}
 		one.inFlight = true
 		w.asked++
@@ -226,8 +245,9 @@ func (w *Waker) pass(ctx context.Context, now time.Time, wait *sync.WaitGroup, s
 			revision = one.revision
 		}
 		wait.Go(func() {
-			defer func() { <-slots }()
 			w.raise(ctx, f, revision)
+			<-slots
+			w.poke()
 		})
 	}
 	return next
@@ -267,7 +287,6 @@ func (w *Waker) raise(ctx context.Context, f *fleet.Function, revision orchestra
 	} else if ctx.Err() == nil {
 		w.Log.Warn("could not raise a function yet", "fn", f.Name, "err", err)
 	}
-	w.poke()
 }
 
 // startOrder says what to raise so that a function can run, looking only at it and what it depends on.

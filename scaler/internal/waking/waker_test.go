@@ -2,6 +2,7 @@ package waking_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -103,6 +104,33 @@ func TestItIsRaisedAtOnce(t *testing.T) {
 		w.sleep(time.Second)
 		if asked := w.wakers[0].Asked(); asked != 0 {
 			t.Errorf("the scaler it was not handed to asked the orchestrator too, %d times", asked)
+		}
+	})
+}
+
+// TestAStormIsSharedAndTheOrchestratorIsNotFlooded: every other of many wakes is handed to each scaler.
+func TestAStormIsSharedAndTheOrchestratorIsNotFlooded(t *testing.T) {
+	t.Parallel()
+	play(t, func(w *world) {
+		w.orchestrator.WakeTime = 50 * time.Millisecond
+		const n = 400
+		for i := range n {
+			w.orchestrator.Add(fmt.Sprintf("storm-%d", i), nil)
+		}
+		w.sleep(time.Millisecond)
+		for i := range n {
+			name := []string{fmt.Sprintf("storm-%d", i)}
+			w.wakers[0].Heard(name)
+			w.wakers[1].Heard(name)
+			w.wakers[i%2].First(name)
+		}
+		w.sleep(2 * time.Second)
+		if got := len(w.orchestrator.Log()); got != n {
+			t.Errorf("%d of %d are raised", got, n)
+		}
+		asked := w.wakers[0].Asked() + w.wakers[1].Asked()
+		if asked > n+n/10 || min(w.wakers[0].Asked(), w.wakers[1].Asked()) < n*2/5 {
+			t.Errorf("the two asked %d and %d times for %d wakes", w.wakers[0].Asked(), w.wakers[1].Asked(), n)
 		}
 	})
 }

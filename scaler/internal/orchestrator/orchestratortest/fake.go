@@ -18,6 +18,8 @@ type Fake struct {
 	StartTime time.Duration
 	// AnswerTime is how long the answer to a scale takes after it was carried out: the watch and others are faster.
 	AnswerTime time.Duration
+	// WakeTime is how long a wake takes until it is carried out.
+	WakeTime time.Duration
 
 	mu        sync.Mutex
 	workloads map[string]*orchestrator.Workload
@@ -167,7 +169,14 @@ func (f *Fake) Watch(ctx context.Context, sink orchestrator.Sink) error {
 }
 
 // Wake implements orchestrator.Orchestrator.
-func (f *Fake) Wake(_ context.Context, function string, ifRevision orchestrator.Revision, replicasAtStart int) (orchestrator.Scaled, error) {
+func (f *Fake) Wake(ctx context.Context, function string, ifRevision orchestrator.Revision, replicasAtStart int) (orchestrator.Scaled, error) {
+	if f.WakeTime > 0 {
+		select {
+		case <-time.After(f.WakeTime):
+		case <-ctx.Done():
+			return orchestrator.Scaled{}, ctx.Err()
+		}
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err := f.failure("wake "+function, false); err != nil {
