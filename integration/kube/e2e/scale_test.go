@@ -84,19 +84,28 @@ status: {allocatable: {cpu: "64", memory: 256Gi, pods: "200"}, capacity: {cpu: "
 
 // complete counts the functions that an edge shows with so many ready replicas.
 func complete(prefix string, pods int) (n int, err error) {
+	return count(prefix, func(ready, _ int) bool { return ready == pods })
+}
+
+// raised counts the functions of which an edge knows that replicas are asked for.
+func raised(prefix string) (n int, err error) {
+	return count(prefix, func(_, requested int) bool { return requested > 0 })
+}
+
+func count(prefix string, is func(ready, requested int) bool) (n int, err error) {
 	_, body, _, err := do(http.MethodGet, "/status-functions", nil, "")
 	if err != nil {
 		return 0, err
 	}
 	var all []struct {
-		Name        string
-		NumberReady int
+		Name                         string
+		NumberReady, NumberRequested int
 	}
 	if err := json.Unmarshal([]byte(body), &all); err != nil {
 		return 0, fmt.Errorf("%w: %.200s", err, body)
 	}
 	for _, f := range all {
-		if strings.HasPrefix(f.Name, prefix) && f.NumberReady == pods {
+		if strings.HasPrefix(f.Name, prefix) && is(f.NumberReady, f.NumberRequested) {
 			n++
 		}
 	}
@@ -153,7 +162,7 @@ func TestManyFunctions(t *testing.T) {
 	installed(t)
 	functions, pods, woken, changes := size()
 	simulated(t, functions, pods)
-	took := eventually(t, 10*time.Minute, "every pod is ready at an edge", func() error {
+	took := eventually(t, 20*time.Minute, "every pod is ready at an edge", func() error {
 		n, err := complete("many", pods)
 		if err == nil && n < functions {
 			err = fmt.Errorf("%d of %d", n, functions)
@@ -279,7 +288,15 @@ func TestManyFunctions(t *testing.T) {
 			})
 		}
 		work.Wait()
-		eventually(t, 2*time.Minute, "all are awake", func() error {
+		eventually(t, 2*time.Minute, "all are raised", func() error {
+			n, err := raised("storm")
+			if err == nil && n < woken {
+				err = fmt.Errorf("%d of %d", n, woken)
+			}
+			return err
+		})
+		t.Logf("figure scale: %d functions woken at once, all raised after %v", woken, time.Since(began).Round(10*time.Millisecond))
+		eventually(t, 10*time.Minute, "all are awake", func() error {
 			n, err := complete("storm", 1)
 			if err == nil && n < woken {
 				err = fmt.Errorf("%d of %d", n, woken)

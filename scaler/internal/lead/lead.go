@@ -216,7 +216,9 @@ func (o *office) loop(ctx context.Context, changed <-chan struct{}, reader *read
 		if o.resign != nil {
 			return
 		}
-		pause(ctx, min(4*time.Since(began), maxPass))
+		if o.breathe(ctx, min(4*time.Since(began), maxPass), changed) {
+			next = began // there is news: look again
+		}
 		if next.IsZero() || next.Sub(began) > wire.DigestEvery {
 			next = began.Add(wire.DigestEvery)
 		}
@@ -242,12 +244,30 @@ func (o *office) loop(ctx context.Context, changed <-chan struct{}, reader *read
 	}
 }
 
-// pause keeps a costly pass from taking all of the processor.
-func pause(ctx context.Context, d time.Duration) {
+// breathe keeps a costly pass from taking all of the processor. Replicas that change meanwhile are stated at once, which is cheap;
+// true: there were some.
+func (o *office) breathe(ctx context.Context, d time.Duration, changed <-chan struct{}) (news bool) {
 	const cheap = 5 * time.Millisecond
 	if d < cheap {
-		return
+		return false
 	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-timer.C:
+			return news
+		case <-changed:
+			news = true
+			o.restate()
+		}
+	}
+}
+
+// pause for a while, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {

@@ -313,6 +313,24 @@ func (w *work) resolve(now time.Time) {
 	}
 }
 
+// restate states the functions of which replicas look different now, by what was decided of them last: edges need not wait for the
+// next pass to hear of a pod that is ready, or goes.
+func (o *office) restate() {
+	if !o.valid() {
+		return
+	}
+	view := o.Fleet.View()
+	for name, one := range view.Functions {
+		w := o.work[name]
+		if w == nil || w.unsure || w.stated.function == nil || w.stated.function == one {
+			continue
+		}
+		if record := o.state(one, w); record != nil {
+			o.announce(record)
+		}
+	}
+}
+
 // state builds and states the function's record when something in it changed; nil: nothing did.
 func (o *office) state(f *fleet.Function, w *work) *wire.FunctionRecord {
 	wanted := w.wanted(f).Wanted
