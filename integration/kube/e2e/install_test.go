@@ -43,10 +43,7 @@ func installed(t *testing.T) time.Duration {
 	began := time.Now()
 	kubectl(t, "apply", "-k", overlay)
 	for _, part := range []string{"statefulset/slimfaas-queue", "deployment/slimfaas-scaler", "deployment/slimfaas-edge"} {
-		if _, err := try(t.Context(), "", "rollout", "status", "-n", namespace, part, "--timeout=120s"); err != nil {
-			explain(t)
-			t.Fatal(err)
-		}
+		rolledOut(t, part)
 	}
 	return time.Since(began)
 }

@@ -119,20 +119,14 @@ func TestChangesUnderLoadLoseNothing(t *testing.T) {
 			l.end(t, name, 0)
 		})
 	}
-	scale := func(t *testing.T, n int) {
-		t.Helper()
-		if _, err := try(t.Context(), "", "exec", "-n", namespace, "deploy/slimfaas-edge", "--", "/edge", "scale", "busy", fmt.Sprint(n)); err != nil {
-			t.Fatal(err)
-		}
-	}
 	phase("scale-downs", func(t *testing.T) {
 		for range scales {
-			scale(t, 5)
+			scaleTo(t, "busy", 5)
 			ready(t, "busy", 5)
-			scale(t, 1)
+			scaleTo(t, "busy", 1)
 			ready(t, "busy", 1)
 		}
-		scale(t, 2)
+		scaleTo(t, "busy", 2)
 		ready(t, "busy", 2)
 	})
 	phase("rollouts", func(t *testing.T) {
