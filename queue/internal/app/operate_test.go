@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -46,9 +47,15 @@ func (c *cluster) operate(args ...string) (string, error) {
 
 func (c *cluster) operateWith(s operate.Settings, args ...string) (string, error) {
 	c.t.Helper()
+	return c.operateFrom(strings.NewReader(""), s, args...)
+}
+
+// operateFrom gives the command an input.
+func (c *cluster) operateFrom(in io.Reader, s operate.Settings, args ...string) (string, error) {
+	c.t.Helper()
 	var out, errs bytes.Buffer
-	err := operate.Run(context.Background(), args, s, operate.Terminal{In: strings.NewReader(""), Out: &out, Err: &errs})
-	c.t.Logf("queue %s: %v\n%s%s", strings.Join(args, " "), err, out.String(), errs.String())
+	err := operate.Run(context.Background(), args, s, operate.Terminal{In: in, Out: &out, Err: &errs})
+	c.t.Logf("queue %s: %v\n%.2000q%s", strings.Join(args, " "), err, out.String(), errs.String())
 	return out.String(), err
 }
 
@@ -329,11 +336,19 @@ func TestBackupInspectRestoreAndRecover(t *testing.T) {
 	if _, err := c.operate("backup", file); err == nil {
 		t.Error("an old backup was replaced")
 	}
+	stream := c.must("backup", "-")
 	var hash uint64
 	c.leader().node.View(func(m *fsm.Machine) { hash = m.Hash() })
 	out := c.must("inspect", file)
 	if !strings.Contains(out, fmt.Sprintf("hash %016x", hash)) || !regexp.MustCompile(`(?m)^f +30 `).MatchString(out) {
 		t.Errorf("inspect: %s", out)
+	}
+	streamed := filepath.Join(t.TempDir(), "streamed")
+	if err := os.WriteFile(streamed, []byte(stream), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out := c.must("inspect", streamed); !strings.Contains(out, fmt.Sprintf("hash %016x", hash)) {
+		t.Errorf("inspect of what went through the standard output: %s", out)
 	}
 	damaged, err := os.ReadFile(file)
 	if err != nil {
@@ -402,7 +417,7 @@ func TestBackupInspectRestoreAndRecover(t *testing.T) {
 		}
 		config.DataDir = t.TempDir()
 		s.DataDir = config.DataDir
-		if _, err := restored.operateWith(s, "restore", file); err != nil {
+		if _, err := restored.operateFrom(strings.NewReader(stream), s, "restore", "-"); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := restored.operateWith(s, "restore", file); !errors.Is(err, raftnode.ErrHasState) {
