@@ -36,6 +36,9 @@ const (
 	activityEvery = 5 * time.Second
 	// holdEvery paces looks at what hinders a shrink: most of it is told by events, a little by time.
 	holdEvery = 250 * time.Millisecond
+	// heardWithin bounds the pause between news from the bus and a look at everything: several at once are one look, and what a call
+	// to a sleeping function sets off is left to the waker and the orchestrator, which work at that moment.
+	heardWithin = 20 * time.Millisecond
 	// maxRestated: a new leader of more functions lets everybody pull instead of publishing each record.
 	maxRestated = 1000
 	// maxPass bounds the pause after a costly look at everything: a fifth of the time at most is spent looking (10,000 functions
@@ -121,7 +124,7 @@ func New(options Options) *Leader {
 	}
 }
 
-// Changed says that something heard is new: a load, demand, a wake. It never blocks.
+// Changed says that something heard is new: a load, demand, a wake. It never blocks, and hurries nobody: see heardWithin.
 func (l *Leader) Changed() { poke(l.changed) }
 
 // FactsChanged says that the queue's facts are new. It never blocks.
@@ -223,16 +226,29 @@ func (o *office) loop(ctx context.Context, changed <-chan struct{}, reader *read
 			next = began.Add(wire.DigestEvery)
 		}
 		timer.Reset(max(time.Until(next), time.Millisecond))
+		if !o.await(ctx, next, timer, digest.C, save.C, changed, reader) {
+			return
+		}
+	}
+}
+
+// await waits until there is a reason to look at everything, and takes what has come; false: ctx has ended.
+func (o *office) await(ctx context.Context, next time.Time, timer *time.Timer, digest, save <-chan time.Time, changed <-chan struct{}, reader *reader) bool {
+	heard := o.changed
+	for {
 		select {
 		case <-ctx.Done():
-			return
+			return false
+		case <-heard:
+			heard = nil
+			timer.Reset(max(min(time.Until(next), heardWithin), time.Millisecond))
+			continue
 		case <-changed:
-		case <-o.changed:
 		case <-timer.C:
-		case <-digest.C:
+		case <-digest:
 			o.digest()
 			o.Catalogue.Forget(time.Now(), wire.DeletionKept)
-		case <-save.C:
+		case <-save:
 			o.saveBeside(ctx)
 		case reading := <-reader.readings:
 			o.read(reading)
@@ -241,6 +257,7 @@ func (o *office) loop(ctx context.Context, changed <-chan struct{}, reader *read
 		case ask := <-o.asks:
 			ask(ctx, o)
 		}
+		return true
 	}
 }
 
