@@ -113,6 +113,7 @@ func (c *Cluster) restore(ctx context.Context) {
 	for _, group := range groups {
 		removeGroups(group)
 	}
+	c.unshare()
 	links, _ := filepath.Glob("/var/log/containers/*") //nolint:errcheck // a constant pattern
 	for _, link := range links {
 		if to, err := os.Readlink(link); err == nil && strings.HasPrefix(to, c.dir) {

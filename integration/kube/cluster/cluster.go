@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"sync"
 	"time"
 )
@@ -58,6 +59,8 @@ type Cluster struct {
 
 	mu      sync.Mutex
 	running []process
+	home    string   // the control group this process was started in; empty: it has not left it
+	lock    *os.File // held while the folder is this process's
 }
 
 func (c *Cluster) log(name string) string        { return filepath.Join(c.dir, "log", name+".log") }
@@ -92,13 +95,16 @@ func Missing() error {
 	return nil
 }
 
-// Up starts a cluster; what an earlier run left in the same folder is ended first.
-func Up(ctx context.Context, options Options) (c *Cluster, err error) {
+// Up starts a cluster; what an earlier run left in the same folder is ended first. While one runs there, it is an error.
+func Up(ctx context.Context, options Options) (up *Cluster, err error) {
 	if err := Missing(); err != nil {
 		return nil, err
 	}
-	c = &Cluster{Options: options, dir: options.Dir, began: time.Now()}
+	c := &Cluster{Options: options, dir: options.Dir, began: time.Now()}
 	if c.bin, err = c.build(ctx); err != nil {
+		return nil, err
+	}
+	if err := c.own(); err != nil {
 		return nil, err
 	}
 	c.clean(ctx)
@@ -112,6 +118,7 @@ func Up(ctx context.Context, options Options) (c *Cluster, err error) {
 			err = errors.Join(err, c.Down(context.WithoutCancel(ctx)))
 		}
 	}()
+	c.share()
 	for _, step := range []func(context.Context) error{c.network, c.serveImages, c.controlPlane, c.node, c.storage} {
 		if err := step(ctx); err != nil {
 			return nil, err
@@ -121,8 +128,25 @@ func Up(ctx context.Context, options Options) (c *Cluster, err error) {
 	return c, nil
 }
 
+// own keeps other harnesses out of the folder for as long as this process lives.
+func (c *Cluster) own() error {
+	f, err := os.OpenFile(c.dir+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("open the lock of the cluster's folder: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { //nolint:gosec // a descriptor is a small number
+		return errors.Join(fmt.Errorf("a cluster runs in %s; end it first: %w", c.dir, err), f.Close())
+	}
+	c.lock = f
+	return nil
+}
+
 // Down ends everything and leaves the machine as it was.
 func (c *Cluster) Down(ctx context.Context) error {
+	defer func() {
+		_ = os.Remove(c.lock.Name())
+		_ = c.lock.Close()
+	}()
 	c.clean(ctx)
 	if c.registry != nil {
 		_ = c.registry.Close()

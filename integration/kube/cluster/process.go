@@ -38,6 +38,7 @@ func (c *Cluster) start(name, binary string, args ...string) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", name, err)
 	}
+	c.join(cmd.Process.Pid, groupOf(name))
 	p := process{name: name, pid: cmd.Process.Pid, began: startTime(cmd.Process.Pid)}
 	c.reap.Go(func() { _ = cmd.Wait() })
 	c.mu.Lock()
