@@ -10,6 +10,7 @@ import (
 // TestBesideAnAutoscaler: a HorizontalPodAutoscaler has its minimum from the first moment, and stands aside while the function sleeps.
 func TestBesideAnAutoscaler(t *testing.T) {
 	needsCluster(t)
+	t.Parallel()
 	installed(t)
 	apply(t, fn("Deployment", "auto", "TimeoutSecondBeforeSetReplicasMin", "10")+`---
 apiVersion: autoscaling/v2

@@ -25,6 +25,7 @@ func scaleTo(t *testing.T, function string, n int) {
 // takes, no call is cut within their grace.
 func TestLongCallsOutliveAScaleDown(t *testing.T) {
 	needsCluster(t)
+	t.Parallel()
 	installed(t)
 	calls, lasting := 100, 5*time.Second
 	if full() {

@@ -21,6 +21,7 @@ func explained(t *testing.T, function string) string {
 // TestBadObjectsHurtOnlyThemselves: each ends in words that say what to do, and the good one beside them goes on.
 func TestBadObjectsHurtOnlyThemselves(t *testing.T) {
 	needsCluster(t)
+	t.Parallel()
 	installed(t)
 	long := "l" + strings.Repeat("o", 60) + "ng" // 63 characters
 	twice := fn("Deployment", "twice") + fn("StatefulSet", "twice")

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -35,7 +36,7 @@ func TestWithoutTheAPIServer(t *testing.T) {
 	needsCluster(t)
 	pid := part(t, "apiserver")
 	installed(t)
-	outage := 30 * time.Second
+	outage := 20 * time.Second
 	if full() {
 		outage = 5 * time.Minute
 	}
@@ -78,7 +79,11 @@ func TestAStoppedLeaderWritesNothingLate(t *testing.T) {
 	needsCluster(t)
 	_ = part(t, "apiserver") // the harness's own cluster
 	installed(t)
-	apply(t, fn("Deployment", "kept", "TimeoutSecondBeforeSetReplicasMin", "25"))
+	timeout, frozen, after := 15*time.Second, 22*time.Second, 5*time.Second
+	if full() {
+		timeout, frozen, after = 25*time.Second, time.Minute, 10*time.Second
+	}
+	apply(t, fn("Deployment", "kept", "TimeoutSecondBeforeSetReplicasMin", strconv.Itoa(int(timeout.Seconds()))))
 	eventually(t, 30*time.Second, "kept is awake", func() error { return get("/function/kept/hello/x") })
 	old, err := leader(t)
 	if err != nil {
@@ -99,10 +104,6 @@ func TestAStoppedLeaderWritesNothingLate(t *testing.T) {
 	})
 	t.Logf("figure takeover: another leads %v after the leader froze (bar 20 s)", time.Since(began).Round(100*time.Millisecond))
 	// The frozen one would put "kept" to sleep by what it knew; calls that it never heard of keep it awake.
-	frozen := 30 * time.Second
-	if full() {
-		frozen = time.Minute
-	}
 	for time.Since(began) < frozen {
 		if err := get("/function/kept/hello/x"); err != nil {
 			t.Fatal(err)
@@ -110,7 +111,7 @@ func TestAStoppedLeaderWritesNothingLate(t *testing.T) {
 		time.Sleep(200 * time.Millisecond) // the caller's pace
 	}
 	thaw()
-	for until := time.Now().Add(10 * time.Second); time.Now().Before(until); time.Sleep(100 * time.Millisecond) {
+	for until := time.Now().Add(after); time.Now().Before(until); time.Sleep(100 * time.Millisecond) {
 		if err := get("/function/kept/hello/x"); err != nil {
 			t.Fatal(err)
 		}

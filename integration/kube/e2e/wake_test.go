@@ -216,6 +216,16 @@ const (
 // judge prints the figures of wakes, and holds them against the bars and against changes that the test made itself; nil: none.
 func (o *observer) judge(t *testing.T, what string, all, byTest []*sights) {
 	t.Helper()
+	for _, s := range all { // the caller had its answer before the watches, at times
+		eventually(t, 10*time.Second, what+": the watches have seen it", func() error {
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			if s.scaled.IsZero() || s.ip.IsZero() {
+				return errNotYet
+			}
+			return nil
+		})
+	}
 	o.job.Wait()
 	var toScale, toAnswer, whole, direct []time.Duration
 	for _, s := range byTest {
