@@ -62,7 +62,7 @@ bin/kubecluster: FORCE
 	@cd integration/kube && GOWORK=off go build -o $(CURDIR)/bin/kubecluster ./cmd/kubecluster
 .PHONY: FORCE
 FORCE:
-KUBE_TESTS = $(CURDIR)/bin/kube-conformance.test -test.v -test.run "$(or $(RUN),^Test(Conformance|AnAPIServer))" && \
+KUBE_TESTS = $(CURDIR)/bin/kube-conformance.test -test.v -test.run "$(or $(RUN),^Test(Conformance|AnAPIServer|ANamespace))" && \
   $(CURDIR)/bin/kube-e2e.test -test.v -test.run "$(or $(RUN),.)" -test.timeout $(KUBE_TIMEOUT)
 KUBE_TIMEOUT := 20m
 e2e-kube: build bin/kubecluster ## a real Kubernetes on this machine, our installation on it (root; apt-get install containerd runc iptables containernetworking-plugins kubernetes-client); RUN=regexp some

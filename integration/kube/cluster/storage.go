@@ -10,7 +10,7 @@ import (
 )
 
 // volumes of the pool.
-const volumes = 12
+const volumes = 40
 
 // storage makes a default StorageClass and a pool of local volumes: a hostPath would ignore fsGroup, and a queue that is not root
 // could not write.
@@ -40,7 +40,7 @@ spec:
   nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [%s]}]}]}}
 `, i, dir, nodeName)
 	}
-	apply := exec.CommandContext(ctx, "kubectl", "--kubeconfig", c.Kubeconfig(), "apply", "-f", "-")
+	apply := exec.CommandContext(ctx, "kubectl", "--kubeconfig", c.Kubeconfig(), "create", "-f", "-")
 	apply.Stdin = strings.NewReader(manifest.String())
 	if out, err := apply.CombinedOutput(); err != nil {
 		return fmt.Errorf("make the volumes: %w: %s", err, out)

@@ -3,7 +3,9 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"os"
@@ -28,7 +30,7 @@ type page struct {
 
 var (
 	inBlock = regexp.MustCompile(`(?m)^ {4,}((?:kubectl|curl|helm|make) .*)$`)
-	inLine  = regexp.MustCompile("`((?:kubectl|helm|make) [^`]+)`")
+	inLine  = regexp.MustCompile("`((?:kubectl|helm) [^` ]+ [^`]+)`")
 	comment = regexp.MustCompile(`\s+#.*$`)
 )
 
@@ -126,16 +128,54 @@ func (p *page) done(t *testing.T) {
 func TestReadmeLineByLine(t *testing.T) {
 	needsCluster(t)
 	p := open(t, "README.md", "## On Kubernetes\n", "\n## ")
-	p.leave("make images", "the test cluster's images are made without docker")
+	removeOurs(t, overlay)
 	p.run(t, "kubectl apply -k deploy/kubernetes/overlays/demo")
-	p.run(t, "kubectl -n slimfaas-demo rollout status statefulset/slimfaas-queue")
-	p.says(t, "curl http://<node>:30021/", "SlimFaas")
+	p.run(t, "kubectl -n slimfaas-demo rollout status deployment/slimfaas-edge")
+	p.run(t, "kubectl apply -f deploy/kubernetes/examples/functions.yaml")
+	p.says(t, "curl http://<node>:30021/function/hello/hello/world", "Hello world")
+	p.says(t, "curl -i -X POST http://<node>:30021/async-function/hello/hello/world", "202 Accepted")
+	for function, pods := range map[string]int{"reader-a": 2, "reader-b": 1, "reader-c": 2} {
+		ready(t, function, pods)
+	}
+	p.says(t, `curl -i -X POST http://<node>:30021/publish-event/news/events -d '{"a":1}'`, "204 No Content")
+	var heard int
+	for ip := range strings.FieldsSeq(kubectl(t, "get", "pods", "-n", namespace, "-l", "app in (reader-a, reader-b, reader-c)", "-o", "jsonpath={.items[*].status.podIP}")) {
+		eventually(t, 10*time.Second, "the pod has heard the event", func() error {
+			answer, err := client.Get("http://" + ip + ":8080/events")
+			if err != nil {
+				return err
+			}
+			defer answer.Body.Close()
+			body, err := io.ReadAll(answer.Body)
+			if err == nil && !strings.Contains(string(body), `{\"a\":1}`) {
+				err = fmt.Errorf("%w: %s", errNotYet, body)
+			}
+			return err
+		})
+		heard++
+	}
+	if heard != 5 {
+		t.Errorf("%d pods have heard the event, want 5", heard)
+	}
+	p.says(t, "curl -i http://<node>:30021/function/secret/hello/world", "404 Not Found")
+	p.says(t, "curl http://<node>:30021/status-functions", `"reader-c"`)
+	p.says(t, "kubectl -n slimfaas-demo get deployment hello", "0/0")
+	p.says(t, "curl -i -X POST http://<node>:30021/wake-function/hello", "204 No Content")
+	eventually(t, 5*time.Second, "hello is woken", func() error {
+		if wanted, _ := replicas(t, "deployment", "hello"); wanted != 1 {
+			return errNotYet
+		}
+		return nil
+	})
 	p.done(t)
 }
 
 // TestMigrationLineByLine: an upstream SlimFaas is replaced beside its functions.
 func TestMigrationLineByLine(t *testing.T) {
 	needsCluster(t)
+	if !full() {
+		t.Skip("installs again and again: make e2e-kube-full has it")
+	}
 	p := open(t, "docs/migrate-from-slimfaas.md", "", "")
 	removeOurs(t, overlay)
 	kubectl(t, "create", "namespace", namespace)
@@ -169,12 +209,19 @@ func removeOurs(t *testing.T, path string) {
 // TestKubernetesPageLineByLine runs docs/kubernetes.md from its first line to its last.
 func TestKubernetesPageLineByLine(t *testing.T) {
 	needsCluster(t)
+	if !full() {
+		t.Skip("installs again and again: make e2e-kube-full has it")
+	}
 	p := open(t, "docs/kubernetes.md", "", "", "your/http-server", "slimfaas/demo-function:dev", "registry.example.com/slimfaas/", "slimfaas/", "your-tag", "next",
 		"http://<node>:5000", entry())
 	ours := filepath.Join(repository, "deploy/kubernetes/overlays")
 	p.leave("helm install slimfaas deploy/helm/slimfaas -n slimfaas --create-namespace --set registry=registry.example.com/slimfaas,tag=your-tag", "TestHelmInstallsUpgradesAndRollsBack has it")
-	p.leave("make images", "the test cluster's images are made without docker")
+	p.leave("kubectl delete pod", "prose")
 	removeOurs(t, overlay)
+	t.Cleanup(func() { // where it fails on its way
+		removeOurs(t, filepath.Join(ours, "single-node"))
+		removeOurs(t, filepath.Join(ours, "production"))
+	})
 
 	// Each of the three installs, one after the other: two scalers over the same functions would fight.
 	p.run(t, "kubectl apply -k deploy/kubernetes/overlays/single-node")
@@ -184,8 +231,28 @@ func TestKubernetesPageLineByLine(t *testing.T) {
 	p.run(t, "kubectl apply -k deploy/kubernetes/overlays/production")
 	if nodes := strings.Fields(kubectl(t, "get", "nodes", "-l", "type!=kwok", "-o", "name")); len(nodes) < 3 {
 		// A queue that is never two on one node has one node here.
-		kubectl(t, "patch", "statefulset", "slimfaas-queue", "-n", "slimfaas-system", "--type=json", "-p", `[{"op": "remove", "path": "/spec/template/spec/affinity"}]`)
-		kubectl(t, "delete", "pods", "-n", "slimfaas-system", "-l", "app.kubernetes.io/component=queue")
+		var set map[string]any
+		if err := json.Unmarshal([]byte(kubectl(t, "get", "statefulset", "slimfaas-queue", "-n", "slimfaas-system", "-o", "json")), &set); err != nil {
+			t.Fatal(err)
+		}
+		delete(set["spec"].(map[string]any)["template"].(map[string]any)["spec"].(map[string]any), "affinity") //nolint:errcheck,forcetypeassert // or it panics
+		meta := set["metadata"].(map[string]any)                                                               //nolint:errcheck,forcetypeassert // the same
+		delete(meta, "resourceVersion")
+		delete(meta, "uid")
+		changed, err := json.Marshal(set)
+		if err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, 60*time.Second, "the scheduler has placed one", func() error { // one deleted meanwhile is not placed for minutes
+			if kubectl(t, "get", "pods", "-n", "slimfaas-system", "-l", "app.kubernetes.io/component=queue", "--field-selector=status.phase=Running", "-o", "name") == "" {
+				return errNotYet
+			}
+			return nil
+		})
+		kubectl(t, "delete", "statefulset", "slimfaas-queue", "-n", "slimfaas-system", "--cascade=foreground", "--wait")
+		if _, err := try(t.Context(), string(changed), "create", "-f", "-"); err != nil {
+			t.Fatal(err)
+		}
 	}
 	rolledOutIn(t, "slimfaas-system", 3)
 	kubectl(t, "create", "namespace", "team-a")
@@ -223,7 +290,7 @@ func TestKubernetesPageLineByLine(t *testing.T) {
 	installed(t)
 	p.run(t, "kubectl -n slimfaas-demo create deployment hello --image=your/http-server --port=8080 --replicas=0")
 	p.run(t, `kubectl -n slimfaas-demo patch deployment hello -p '{"spec":{"template":{"metadata":{"annotations":{"SlimFaas/Function":"true"}}}}}'`)
-	p.says(t, "curl http://<node>:30021/function/hello/", "demo")
+	p.says(t, "curl http://<node>:30021/function/hello/", "404 page not found") // the demo has nothing there
 
 	t.Run("an overlay of one's own", func(t *testing.T) {
 		dir := t.TempDir()

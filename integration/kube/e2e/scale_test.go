@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -62,24 +61,40 @@ status: {allocatable: {cpu: "64", memory: 256Gi, pods: "200"}, capacity: {cpu: "
 		for i := from; i < min(from+batch, functions); i++ {
 			one := fn("Deployment", fmt.Sprintf("many%d", i), "TimeoutSecondBeforeSetReplicasMin", "3600", "ReplicasAtStart", "1")
 			one = strings.Replace(one, "replicas: 0", fmt.Sprintf("replicas: %d", pods), 1)
-			one = strings.Replace(one, "    spec:\n", "    spec:\n      nodeSelector: {type: kwok}\n      tolerations: [{operator: Exists}]\n", 1)
-			manifest.WriteString(one)
+			manifest.WriteString(onKwok(one))
 		}
 		if _, err := try(t.Context(), manifest.String(), "create", "-n", namespace, "-f", "-"); err != nil {
 			t.Fatal(err)
 		}
 	}
-	t.Cleanup(func() {
-		ctx := context.WithoutCancel(t.Context())
-		var names []string
-		for i := range functions {
-			names = append(names, fmt.Sprintf("many%d", i))
+	t.Cleanup(func() { removeSimulated(t) })
+}
+
+// onKwok gives the pods of a Deployment to simulated nodes.
+func onKwok(manifest string) string {
+	manifest = strings.Replace(manifest, "    spec:\n", "    spec:\n      nodeSelector: {type: kwok}\n      tolerations: [{operator: Exists}]\n", 1)
+	manifest = strings.Replace(manifest, "metadata: {name: ", "metadata: {labels: {simulated: \"true\"}, name: ", 1)
+	return strings.Replace(manifest, "    metadata: {labels: {", "    metadata: {labels: {simulated: \"true\", ", 1)
+}
+
+// removeSimulated takes away what runs on simulated nodes, and the nodes last: without one nobody says that a pod has ended.
+func removeSimulated(t *testing.T) {
+	t.Helper()
+	remove := func(group, resource, more string) {
+		kubectl(t, "delete", "--raw", group+"/namespaces/"+namespace+"/"+resource+"?labelSelector=simulated%3Dtrue"+more)
+	}
+	remove("/apis/apps/v1", "deployments", "")
+	eventually(t, 15*time.Minute, "no simulated pod is left", func() error {
+		out := kubectl(t, "get", "--raw", "/api/v1/namespaces/"+namespace+"/pods?limit=1&labelSelector=simulated%3Dtrue")
+		if strings.Contains(out, `"items":[]`) {
+			return nil
 		}
-		for from := 0; from < len(names); from += 500 {
-			_, _ = try(ctx, "", append([]string{"delete", "deployment", "-n", namespace, "--wait=false"}, names[from:min(from+500, len(names))]...)...)
+		if strings.Contains(kubectl(t, "get", "--raw", "/apis/apps/v1/namespaces/"+namespace+"/replicasets?limit=1&labelSelector=simulated%3Dtrue"), `"items":[]`) {
+			remove("/api/v1", "pods", "&gracePeriodSeconds=0") // nobody makes new ones
 		}
-		_, _ = try(ctx, "", "delete", "nodes", "-l", "type=kwok", "--wait=false")
+		return errNotYet
 	})
+	kubectl(t, "delete", "nodes", "-l", "type=kwok", "--wait=false")
 }
 
 // complete counts the functions that an edge shows with so many ready replicas.
@@ -275,19 +290,11 @@ func TestManyFunctions(t *testing.T) {
 		var manifest strings.Builder
 		for i := range woken {
 			one := fn("Deployment", fmt.Sprintf("storm%d", i+1), "TimeoutSecondBeforeSetReplicasMin", "3600")
-			one = strings.Replace(one, "    spec:\n", "    spec:\n      nodeSelector: {type: kwok}\n      tolerations: [{operator: Exists}]\n", 1)
-			manifest.WriteString(one)
+			manifest.WriteString(onKwok(one))
 		}
 		if _, err := try(t.Context(), manifest.String(), "create", "-n", namespace, "-f", "-"); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() {
-			var all []string
-			for i := range woken {
-				all = append(all, fmt.Sprintf("storm%d", i+1))
-			}
-			_, _ = try(context.WithoutCancel(t.Context()), "", append([]string{"delete", "deployment", "-n", namespace, "--wait=false"}, all...)...)
-		})
 		eventually(t, 30*time.Second, "all are known", func() error {
 			n, err := complete("storm", 0)
 			if err == nil && n < woken {

@@ -33,7 +33,7 @@ func (d *Driver) classify(err error, o *object) error {
 func (s *session) explainForbidden(r resource) {
 	costs := r.costs
 	if r.needed {
-		costs = "nothing works without it"
+		costs = "nothing of this namespace is seen"
 	}
 	s.hint(r.resource, r.group, r.namespace, "get, list, watch", costs)
 }

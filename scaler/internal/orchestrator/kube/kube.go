@@ -56,14 +56,16 @@ type Driver struct {
 	log        *slog.Logger
 	lists      atomic.Uint64
 
-	mu      sync.Mutex
-	view    *view    // nil: nothing was listed yet
-	session *session // of the watch that runs; nil: none has the whole state
-	told    map[ref]bool
-	epoch   uint64 // highest that was heard
-	hinted  map[string]bool
-	marks   map[string]time.Time // pods that were marked to go first, by namespace/name
-	costOff time.Time            // until when marking is not tried
+	mu           sync.Mutex
+	view         *view    // nil: nothing was listed yet
+	session      *session // of the watch that runs; nil: none has the whole state
+	told         map[ref]bool
+	epoch        uint64 // highest that was heard
+	hinted       map[string]bool
+	grantedEvery time.Duration        // or grantedEvery, which tests shorten
+	refused      map[string]time.Time // namespaces that were seen, and since when that is refused; zero: it is not. The watch's own.
+	marks        map[string]time.Time // pods that were marked to go first, by namespace/name
+	costOff      time.Time            // until when marking is not tried
 }
 
 var _ orchestrator.Orchestrator = (*Driver)(nil)
@@ -79,7 +81,7 @@ func New(options Options) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Driver{own: own, log: log, told: map[ref]bool{}, hinted: map[string]bool{}, marks: map[string]time.Time{}}
+	d := &Driver{own: own, log: log, grantedEvery: grantedEvery, told: map[ref]bool{}, hinted: map[string]bool{}, refused: map[string]time.Time{}, marks: map[string]time.Time{}}
 	if d.namespaces, err = namespaces(options.Namespaces, own); err != nil {
 		return nil, err
 	}

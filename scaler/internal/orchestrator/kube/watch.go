@@ -28,6 +28,8 @@ const (
 	reachableTimeout = 3 * time.Second
 	// syncTimeout bounds the first listing of everything.
 	syncTimeout = time.Minute
+	// leftOutAfter: a namespace that was seen is left out after it was refused for this long.
+	leftOutAfter = 30 * time.Second
 	// grantedEvery paces looks whether a permission that was missing has been given.
 	grantedEvery = 30 * time.Second
 )
@@ -157,7 +159,7 @@ func (s *session) end() {
 type resource struct {
 	source
 	group string
-	// needed: without it nothing works. Otherwise costs says what a missing permission costs.
+	// needed: without it nothing works in its namespace, and it comes first of it. Otherwise costs says what a missing permission costs.
 	needed bool
 	costs  string
 	object runtime.Object
@@ -171,6 +173,11 @@ func (d *Driver) resources() (all []resource) {
 	for _, ns := range d.namespaces {
 		all = append(all,
 			resource{
+				source: source{client: d.client.core, resource: "pods", namespace: ns}, needed: true, object: &corev1.Pod{}, trim: trimPod,
+				put:    func(s *session, o any) []ref { return s.fresh.putPod(o.(*corev1.Pod)) },
+				remove: func(s *session, ns, name string) []ref { return s.fresh.removePod(ns, name) },
+			},
+			resource{
 				source: source{client: d.client.apps, resource: "deployments", namespace: ns}, group: "apps",
 				costs: "functions that are Deployments are not seen", object: &appsv1.Deployment{}, trim: trimDeployment,
 				put:    func(s *session, o any) []ref { return s.fresh.put(ofDeployment(o.(*appsv1.Deployment))) },
@@ -181,11 +188,6 @@ func (d *Driver) resources() (all []resource) {
 				costs: "functions that are StatefulSets are not seen", object: &appsv1.StatefulSet{}, trim: trimStatefulSet,
 				put:    func(s *session, o any) []ref { return s.fresh.put(ofStatefulSet(o.(*appsv1.StatefulSet))) },
 				remove: func(s *session, ns, name string) []ref { return s.fresh.remove(ref{ns, statefulSet, name}) },
-			},
-			resource{
-				source: source{client: d.client.core, resource: "pods", namespace: ns}, needed: true, object: &corev1.Pod{}, trim: trimPod,
-				put:    func(s *session, o any) []ref { return s.fresh.putPod(o.(*corev1.Pod)) },
-				remove: func(s *session, ns, name string) []ref { return s.fresh.removePod(ns, name) },
 			},
 			resource{
 				source: source{client: d.client.autoscaling, resource: "horizontalpodautoscalers", namespace: ns}, group: "autoscaling",
@@ -214,17 +216,24 @@ const partsSelector = "app.kubernetes.io/part-of=slimfaas"
 
 // informers starts an informer for each resource that may be watched, and says which may not.
 func (s *session) informers(ctx context.Context, work *sync.WaitGroup) (synced []cache.InformerSynced, missing []resource, err error) {
+	leftOut := map[string]bool{} // namespaces
 	for _, r := range s.resources() {
+		if leftOut[r.namespace] && !r.needed && r.selector == "" {
+			continue
+		}
 		switch err := s.allowed(ctx, r); {
-		case forbidden(err) && r.needed:
+		case forbidden(err) && r.needed && !s.mayLeaveOut(r.namespace, len(leftOut)+1):
 			s.explainForbidden(r)
 			return nil, nil, fmt.Errorf("list %s: %w: %w", r.resource, orchestrator.ErrRefused, err)
 		case forbidden(err):
+			leftOut[r.namespace] = leftOut[r.namespace] || r.needed
 			s.explainForbidden(r)
 			missing = append(missing, r)
 			continue
 		case err != nil:
 			return nil, nil, fmt.Errorf("list %s: %w: %w", r.resource, orchestrator.ErrUnreachable, err)
+		case r.needed:
+			s.refused[r.namespace] = time.Time{}
 		}
 		informer := cache.NewSharedIndexInformer(s.from(ctx, r), r.object, 0, cache.Indexers{})
 		if err := informer.SetTransform(r.trim); err != nil {
@@ -251,6 +260,23 @@ func (s *session) informers(ctx context.Context, work *sync.WaitGroup) (synced [
 	return synced, missing, nil
 }
 
+// mayLeaveOut says whether the others can go on without a namespace of which nothing may be seen: one of several, that never was
+// seen, or not for leftOutAfter, as an API server that has just begun refuses everything for a moment. n counts it among those left out.
+func (s *session) mayLeaveOut(namespace string, n int) bool {
+	if n >= len(s.namespaces) {
+		return false
+	}
+	since, seen := s.refused[namespace]
+	if !seen {
+		return true
+	}
+	if since.IsZero() {
+		s.refused[namespace] = time.Now()
+		return false
+	}
+	return time.Since(since) > leftOutAfter
+}
+
 // allowed asks for one object of a resource: the cheapest way to know whether all may be listed.
 func (s *session) allowed(ctx context.Context, r resource) error {
 	ctx, cancel := context.WithTimeout(ctx, reachableTimeout)
@@ -261,7 +287,7 @@ func (s *session) allowed(ctx context.Context, r resource) error {
 
 // awaitGrant looks now and then whether what is missing was granted, and then ends the watch, to begin it anew with more.
 func (s *session) awaitGrant(ctx context.Context, missing []resource) {
-	ticker := time.NewTicker(grantedEvery)
+	ticker := time.NewTicker(s.grantedEvery)
 	defer ticker.Stop()
 	for {
 		select {
