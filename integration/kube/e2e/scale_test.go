@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -80,19 +82,22 @@ func onKwok(manifest string) string {
 // removeSimulated takes away what runs on simulated nodes, and the nodes last: without one nobody says that a pod has ended.
 func removeSimulated(t *testing.T) {
 	t.Helper()
-	remove := func(group, resource, more string) {
-		kubectl(t, "delete", "--raw", group+"/namespaces/"+namespace+"/"+resource+"?labelSelector=simulated%3Dtrue"+more)
-	}
-	remove("/apis/apps/v1", "deployments", "")
 	eventually(t, 15*time.Minute, "no simulated pod is left", func() error {
-		out := kubectl(t, "get", "--raw", "/api/v1/namespaces/"+namespace+"/pods?limit=1&labelSelector=simulated%3Dtrue")
-		if strings.Contains(out, `"items":[]`) {
-			return nil
+		for _, one := range []struct{ path, more string }{
+			{"/apis/apps/v1/namespaces/" + namespace + "/deployments", ""},
+			{"/apis/apps/v1/namespaces/" + namespace + "/replicasets", ""}, // by the garbage collector, at times later
+			{"/api/v1/namespaces/" + namespace + "/pods", "&gracePeriodSeconds=0"},
+		} {
+			path := one.path + "?labelSelector=simulated%3Dtrue"
+			if strings.Contains(kubectl(t, "get", "--raw", path+"&limit=1"), `"items":[]`) {
+				continue
+			}
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 2*time.Minute)
+			_, err := try(ctx, "", "delete", "--raw", path+one.more)
+			cancel()
+			return errors.Join(errNotYet, err) // thousands take longer than a request may: again
 		}
-		if strings.Contains(kubectl(t, "get", "--raw", "/apis/apps/v1/namespaces/"+namespace+"/replicasets?limit=1&labelSelector=simulated%3Dtrue"), `"items":[]`) {
-			remove("/api/v1", "pods", "&gracePeriodSeconds=0") // nobody makes new ones
-		}
-		return errNotYet
+		return nil
 	})
 	kubectl(t, "delete", "nodes", "-l", "type=kwok", "--wait=false")
 }
