@@ -89,7 +89,7 @@ func TestChaosE5BigBodies(t *testing.T) {
 		got.Store(&text)
 	}))
 	t.Cleanup(sink.Close)
-	c := cluster.Start(t, cluster.Options{Queues: 1, Functions: newRecords(t).yaml(fn{
+	c := cluster.Start(t, cluster.Options{Queues: 1, Env: []string{fmt.Sprintf("EDGE_MAX_BODY_BYTES=%d", size)}, Functions: newRecords(t).yaml(fn{
 		name: "big", debugURL: sink.URL, annotations: map[string]string{"Configuration": `{"DefaultSync":{"HttpTimeout":600}}`},
 	})})
 	client := &http.Client{Timeout: 10 * time.Minute, Transport: &http.Transport{}}

@@ -5,7 +5,11 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"time"
 )
+
+// firstRequest is how soon a connection brings its first request, if it was opened for one.
+const firstRequest = 500 * time.Millisecond
 
 // conns are a server's connections as http.Server tells of them. An upgraded connection is its handler's, and not among them.
 type conns struct {
@@ -16,11 +20,12 @@ type conns struct {
 	idle   *list.List // of net.Conn, longest idle first
 	places map[net.Conn]*list.Element
 	open   map[net.Conn]struct{}
+	fresh  map[net.Conn]time.Time // those without a request yet, and since when
 	away   uint64
 }
 
 func newConns(limit int) *conns {
-	return &conns{limit: limit, busy: map[net.Conn]struct{}{}, idle: list.New(), places: map[net.Conn]*list.Element{}, open: map[net.Conn]struct{}{}}
+	return &conns{limit: limit, busy: map[net.Conn]struct{}{}, idle: list.New(), places: map[net.Conn]*list.Element{}, open: map[net.Conn]struct{}{}, fresh: map[net.Conn]time.Time{}}
 }
 
 // note is http.Server's ConnState. A connection is busy while it has a request under way, its headers included; an HTTP/2
@@ -41,9 +46,10 @@ func (s *conns) change(c net.Conn, state http.ConnState) (victim net.Conn) {
 		delete(s.places, c)
 	}
 	delete(s.busy, c)
+	delete(s.fresh, c)
 	switch state {
 	case http.StateNew:
-		s.open[c] = struct{}{}
+		s.open[c], s.fresh[c] = struct{}{}, time.Now()
 		if s.limit == 0 || len(s.open) <= s.limit {
 			return nil
 		}
@@ -53,6 +59,7 @@ func (s *conns) change(c net.Conn, state http.ConnState) (victim net.Conn) {
 			delete(s.places, victim)
 		}
 		delete(s.open, victim)
+		delete(s.fresh, victim)
 		s.away++
 		return victim
 	case http.StateActive:
@@ -71,6 +78,18 @@ func (s *conns) quiet() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.busy) == 0
+}
+
+// expecting: a connection has just come whose first request is still on its way.
+func (s *conns) expecting() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, since := range s.fresh {
+		if time.Since(since) < firstRequest {
+			return true
+		}
+	}
+	return false
 }
 
 // count of open connections, and of those that were closed to keep the limit.

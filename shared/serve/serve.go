@@ -58,7 +58,7 @@ type Options struct {
 type Server struct {
 	options  Options
 	http     *http.Server
-	listener net.Listener
+	listener *lastCall
 	abort    context.CancelFunc
 	conns    *conns
 }
@@ -109,7 +109,7 @@ func (s *Server) Listen(ctx context.Context, addr string) error {
 	if err != nil {
 		return fmt.Errorf("listening for %s on %s: %w", s.options.Name, addr, err)
 	}
-	s.listener = l
+	s.listener = &lastCall{TCPListener: l.(*net.TCPListener)} //nolint:forcetypeassert // what "tcp" gives
 	return nil
 }
 
@@ -121,7 +121,7 @@ func (s *Server) Addr() net.Addr {
 	return s.listener.Addr()
 }
 
-// Run serves until ctx ends, then closes the listener, lets open requests go on for at most drain, and cuts what is left. It
+// Run serves until ctx ends, then takes what waits in the backlog and closes the listener, lets open requests go on for at most drain, and cuts what is left. It
 // returns nil after a drain in time, an error that says so after a cut, and at once when serving fails. What comes before
 // closing the listener (readiness off, a wait for balancers) and hijacked connections are the program's to end.
 func (s *Server) Run(ctx context.Context, drain time.Duration) error {
@@ -142,8 +142,12 @@ func (s *Server) Run(ctx context.Context, drain time.Duration) error {
 		return fmt.Errorf("serving %s: %w", s.options.Name, err)
 	case <-ctx.Done():
 	}
+	s.listener.end()
+	failed := <-served
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
 	defer cancel()
+	s.http.SetKeepAlivesEnabled(false)
+	s.awaitFirstRequests(bounded)
 	var closing sync.WaitGroup
 	closing.Go(func() { s.closeQuiet(bounded) })
 	err := s.http.Shutdown(bounded)
@@ -154,10 +158,28 @@ func (s *Server) Run(ctx context.Context, drain time.Duration) error {
 		_ = s.http.Close()
 		err = fmt.Errorf("draining %s: requests were still open after %v and have been cut", s.options.Name, drain)
 	}
-	if failed := <-served; err == nil && !errors.Is(failed, http.ErrServerClosed) {
+	if err == nil && !errors.Is(failed, errEnded) {
 		err = fmt.Errorf("serving %s: %w", s.options.Name, failed)
 	}
 	return err
+}
+
+// awaitFirstRequests waits until the requests of connections that have just come are being served: after Shutdown the standard library
+// reads a request and closes the connection without a word.
+func (s *Server) awaitFirstRequests(ctx context.Context) {
+	const looks = 4 // a request is noted as read a moment before it is safe
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for seen := 0; seen < looks; seen++ {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		if s.conns.expecting() {
+			seen = -1
+		}
+	}
 }
 
 // closeQuiet closes the connections of a server that is shutting down once none has had a request for a while. The standard

@@ -112,9 +112,9 @@ func next(image string) string {
 func TestChangesUnderLoadLoseNothing(t *testing.T) {
 	needsCluster(t)
 	installed(t)
-	scales, rollouts := 2, 1
+	scales, rollouts, abrupt := 2, 1, 1
 	if full() {
-		scales, rollouts = 10, 5
+		scales, rollouts, abrupt = 10, 20, 5
 	}
 	// As docs/kubernetes.md has it: what is on its way when a pod is told to end still arrives.
 	apply(t, strings.Replace(fn("Deployment", "busy", "ReplicasMin", "1", "NumberParallelRequest", "100"), "          ports:", "          lifecycle: {preStop: {sleep: {seconds: 2}}}\n          ports:", 1))
@@ -144,8 +144,8 @@ func TestChangesUnderLoadLoseNothing(t *testing.T) {
 		apply(t, fn("Deployment", "abrupt", "ReplicasMin", "2", "NumberParallelRequest", "100"))
 		ready(t, "abrupt", 2)
 		l := startLoad("abrupt", 200)
-		rollOut(t, "abrupt", rollouts)
-		l.end(t, "rollouts of one that refuses at once", int64(2*2*rollouts)) // what each of its pods had under way
+		rollOut(t, "abrupt", abrupt)
+		l.end(t, "rollouts of one that refuses at once", int64(2*2*abrupt)) // what each of its pods had under way
 		kubectl(t, "delete", "-n", namespace, "--wait=false", "deployment/abrupt")
 	})
 	phase("deleted pods", func(t *testing.T) {
