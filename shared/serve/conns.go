@@ -80,6 +80,21 @@ func (s *conns) quiet() bool {
 	return len(s.busy) == 0
 }
 
+// closeUnused closes the connections that have no request under way.
+func (s *conns) closeUnused() {
+	s.mu.Lock()
+	var unused []net.Conn
+	for c := range s.open {
+		if _, busy := s.busy[c]; !busy {
+			unused = append(unused, c)
+		}
+	}
+	s.mu.Unlock()
+	for _, c := range unused {
+		_ = c.Close() // the server, which reads from it, tells of the end
+	}
+}
+
 // expecting: a connection has just come whose first request is still on its way.
 func (s *conns) expecting() bool {
 	s.mu.Lock()

@@ -182,8 +182,8 @@ func (s *Server) awaitFirstRequests(ctx context.Context) {
 	}
 }
 
-// closeQuiet closes the connections of a server that is shutting down once none has had a request for a while. The standard
-// library leaves an idle HTTP/2 connection open for a second after its GOAWAY, for requests that crossed it on the way.
+// closeQuiet closes the unused connections of a server that is shutting down once none has had a request for a while. One that gets
+// a request at that moment is served. The standard library leaves an idle HTTP/2 connection open for a second after its GOAWAY, for requests that crossed it on the way.
 func (s *Server) closeQuiet(ctx context.Context) {
 	const looks = 5
 	tick := time.NewTicker(quietBeforeClose / looks)
@@ -199,7 +199,7 @@ func (s *Server) closeQuiet(ctx context.Context) {
 			seen = 0
 		}
 	}
-	_ = s.http.Close()
+	s.conns.closeUnused()
 }
 
 // Close ends a server that will not be Run.
