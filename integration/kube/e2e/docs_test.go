@@ -128,7 +128,6 @@ func (p *page) done(t *testing.T) {
 func TestReadmeLineByLine(t *testing.T) {
 	needsCluster(t)
 	p := open(t, "README.md", "## On Kubernetes\n", "\n## ")
-	removeOurs(t, overlay)
 	p.run(t, "kubectl apply -k deploy/kubernetes/overlays/demo")
 	p.run(t, "kubectl -n slimfaas-demo rollout status deployment/slimfaas-edge")
 	p.run(t, "kubectl apply -f deploy/kubernetes/examples/functions.yaml")

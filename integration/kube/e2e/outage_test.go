@@ -36,7 +36,7 @@ func TestWithoutTheAPIServer(t *testing.T) {
 	needsCluster(t)
 	pid := part(t, "apiserver")
 	installed(t)
-	outage := 20 * time.Second
+	outage := 15 * time.Second
 	if full() {
 		outage = 5 * time.Minute
 	}

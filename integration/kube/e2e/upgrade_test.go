@@ -190,7 +190,8 @@ func TestChangesUnderLoadLoseNothing(t *testing.T) {
 	}
 }
 
-// killUnder kills the container of a pod, and excuses the calls that are under way at that moment, which may be its own.
+// killUnder kills the container of a pod, and excuses the calls that are under way at that moment or sent until it is gone, which may
+// be its own.
 func killUnder(t *testing.T, l *load, pod string) {
 	t.Helper()
 	pid, err := pidOf(t, pod)
@@ -198,10 +199,17 @@ func killUnder(t *testing.T, l *load, pod string) {
 		kill(t, pod) // on a cluster of somebody else's the pod is deleted
 		return
 	}
-	l.excused.Add(l.open.Load())
+	own, before := l.open.Load(), l.sent.Load()
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
+	for began := time.Now(); time.Since(began) < 5*time.Second; time.Sleep(time.Millisecond) {
+		raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil || strings.Contains(string(raw), ") Z ") { // its connections are closed
+			break
+		}
+	}
+	l.excused.Add(own + l.sent.Load() - before)
 }
 
 // rollOut gives a function of the demo image another one, and back, n times.

@@ -287,7 +287,7 @@ const pace = 1500 * time.Millisecond
 func TestWake(t *testing.T) {
 	needsCluster(t)
 	installed(t)
-	n := 8
+	n := 6
 	if full() {
 		n = 30
 	}
