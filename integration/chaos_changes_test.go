@@ -75,16 +75,7 @@ func TestChaosHundredThousandCalls(t *testing.T) {
 		readyReplicas(c, "work", replicas)
 	}
 	for i := range ends {
-		name := fmt.Sprintf("edge-%d", i%2)
-		before := c.PID(name)
-		c.Signal(name, syscall.SIGTERM)
-		c.Eventually(45*time.Second, name+" is back and ready", func() error {
-			if now := c.PID(name); now == 0 || now == before {
-				return errNotYet
-			}
-			status, body, err := c.Get(i%2, "/ready")
-			return wantStatus(status, 200, body, err)
-		})
+		endEdge(c, i%2)
 	}
 	if missing := time.Duration(least)*time.Second/perSecond - time.Since(began); missing > 0 {
 		pace(missing)

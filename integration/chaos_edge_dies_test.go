@@ -87,13 +87,7 @@ func TestChaosE12AnEdgeDies(t *testing.T) {
 		c.Kill("edge-0")
 		calls.Wait()
 		t.Logf("kill %d: %d of %d synchronous calls were cut", kill+1, cut.Load(), inFlight)
-		c.Eventually(45*time.Second, "edge-0 is back and ready", func() error {
-			if now := c.PID("edge-0"); now == 0 || now == before {
-				return errNotYet
-			}
-			status, body, err := c.Get(0, "/ready")
-			return wantStatus(status, 200, body, err)
-		})
+		edgeReturns(c, 0, before)
 	}
 	close(stop)
 	if err := <-others; err != nil {

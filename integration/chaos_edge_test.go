@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -105,22 +104,7 @@ func TestChaosEdgesEndOneByOne(t *testing.T) {
 		done <- nil
 	}()
 	for round := range rounds {
-		name := fmt.Sprintf("edge-%d", round%2)
-		before := c.PID(name)
-		c.Signal(name, syscall.SIGTERM)
-		c.Eventually(45*time.Second, name+" is back and ready", func() error {
-			if now := c.PID(name); now == 0 || now == before {
-				return errNotYet
-			}
-			status, _, err := c.Get(round%2, "/ready")
-			if err != nil {
-				return err
-			}
-			if status != http.StatusOK {
-				return errors.New("not ready")
-			}
-			return nil
-		})
+		endEdge(c, round%2)
 		pace(between)
 	}
 	close(stop)
@@ -130,4 +114,23 @@ func TestChaosEdgesEndOneByOne(t *testing.T) {
 	if cut := rec.cut(t, "work"); len(cut) > 0 {
 		t.Errorf("%d calls were cut, the first: %+v", len(cut), cut[0])
 	}
+}
+
+// endEdge tells an edge to end, and waits until it is back.
+func endEdge(c *cluster.Cluster, n int) {
+	before := c.PID(fmt.Sprintf("edge-%d", n))
+	c.Signal(fmt.Sprintf("edge-%d", n), syscall.SIGTERM)
+	edgeReturns(c, n, before)
+}
+
+// edgeReturns waits until an edge runs again, as another process than before, and is ready.
+func edgeReturns(c *cluster.Cluster, n, before int) {
+	name := fmt.Sprintf("edge-%d", n)
+	c.Eventually(45*time.Second, name+" is back and ready", func() error {
+		if now := c.PID(name); now == 0 || now == before {
+			return errNotYet
+		}
+		status, body, err := c.Get(n, "/ready")
+		return wantStatus(status, http.StatusOK, body, err)
+	})
 }
