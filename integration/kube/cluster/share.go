@@ -45,7 +45,7 @@ func (c *Cluster) share() {
 	}
 	for _, s := range shares {
 		dir := filepath.Join(root, s.name)
-		err := os.MkdirAll(dir, 0o755) //nolint:gosec // a control group
+		err := os.MkdirAll(dir, 0o755) //nolint:gosec // the kernel sets the modes of what is in a control group; everybody may look
 		if err = errors.Join(err, os.WriteFile(filepath.Join(dir, file), strconv.AppendInt(nil, int64(weight(s.shares)), 10), 0)); err != nil {
 			c.say("everything shares the processors as one: %v", err)
 			return
@@ -57,7 +57,7 @@ func (c *Cluster) share() {
 
 // own is the group this process was started in, below the root.
 func own(unified bool) string {
-	raw, _ := os.ReadFile("/proc/self/cgroup") //nolint:errcheck // the root, then
+	raw, _ := os.ReadFile("/proc/self/cgroup") //nolint:errcheck // where it cannot be read this process goes back to the root group
 	for line := range strings.Lines(string(raw)) {
 		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
 		if len(fields) == 3 && (unified && fields[0] == "0" || !unified && strings.Contains(","+fields[1]+",", ",cpu,")) {

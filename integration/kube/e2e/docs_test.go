@@ -234,7 +234,7 @@ func TestKubernetesPageLineByLine(t *testing.T) {
 		if err := json.Unmarshal([]byte(kubectl(t, "get", "statefulset", "slimfaas-queue", "-n", "slimfaas-system", "-o", "json")), &set); err != nil {
 			t.Fatal(err)
 		}
-		delete(set["spec"].(map[string]any)["template"].(map[string]any)["spec"].(map[string]any), "affinity") //nolint:errcheck,forcetypeassert // or it panics
+		delete(set["spec"].(map[string]any)["template"].(map[string]any)["spec"].(map[string]any), "affinity") //nolint:errcheck,forcetypeassert // the API server gives every StatefulSet these; a panic is a failed test
 		meta := set["metadata"].(map[string]any)                                                               //nolint:errcheck,forcetypeassert // the same
 		delete(meta, "resourceVersion")
 		delete(meta, "uid")
