@@ -50,6 +50,7 @@ func TestChaosE12AnEdgeDies(t *testing.T) {
 	for kill := range kills {
 		var calls sync.WaitGroup
 		var cut atomic.Int64
+		earlier := len(accepted) // nobody adds to it now
 		for i := range inFlight {
 			calls.Go(func() { // in flight when the edge dies
 				res, err := client.Get(c.URL(0) + "/function/work/?ms=3000")
@@ -80,6 +81,11 @@ func TestChaosE12AnEdgeDies(t *testing.T) {
 			running, err := edgeGauge(c, "slimfaas_edge_in_flight")
 			if err == nil && running < float64(inFlight)*9/10 {
 				err = fmt.Errorf("%.0f of %d are", running, inFlight)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if n := len(accepted) - earlier; err == nil && n < inFlight/2 {
+				err = fmt.Errorf("%d asynchronous ones of %d are accepted", n, inFlight)
 			}
 			return err
 		})
