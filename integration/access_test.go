@@ -33,16 +33,24 @@ func outsideAddress(t *testing.T) string {
 // raw sends a request line as it is, so that no client normalises the path, and returns the status.
 func raw(t *testing.T, address, method, target string, header ...string) int {
 	t.Helper()
+	return statusOf(t, address, fmt.Sprintf("%s %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n%s\r\n", method, target, strings.Join(append(header, ""), "\r\n")))
+}
+
+// statusOf the answer to a request as it is; 0: the connection was closed without one.
+func statusOf(t *testing.T, address, request string) int {
+	t.Helper()
 	conn, err := net.DialTimeout("tcp", address, 2*time.Second)
 	if err != nil {
-		t.Fatalf("dialing %s: %v", address, err)
+		t.Errorf("dialing %s: %v", address, err)
+		return 0
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(15 * time.Second))
-	fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n%s\r\n", method, target, strings.Join(append(header, ""), "\r\n"))
+	_, _ = io.WriteString(conn, request)
+	method, _, _ := strings.Cut(request, " ")
 	res, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})
 	if err != nil {
-		return 0 // closed without an answer
+		return 0
 	}
 	defer res.Body.Close()
 	_, _ = io.Copy(io.Discard, res.Body)

@@ -163,6 +163,12 @@ var malformed = []string{
 	"POST /async-function/echo/%s HTTP/1.1\r\nHost: e\r\nSlimFaas-Delay: soon\r\nContent-Length: 0\r\n\r\n",
 	"POST /publish-event/%s HTTP/1.1\r\nHost: e\r\nContent-Length: 3\r\n\r\na",
 	"GET /async-calls/%s HTTP/1.1\r\nHost: e\r\n\r\n",
+	"GET /async-calls/%s\xff HTTP/1.1\r\nHost: e\r\n\r\n",
+	"GET /dead-letters/echo\xff/%s HTTP/1.1\r\nHost: e\r\n\r\n",
+	"POST /wake-function/\xff%s HTTP/1.1\r\nHost: e\r\nContent-Length: 0\r\n\r\n",
+	"POST /publish-event/\xff%s HTTP/1.1\r\nHost: e\r\nContent-Length: 0\r\n\r\n",
+	"POST /async-function/echo/%s\xff?q=\xfe HTTP/1.1\r\nHost: e\r\nContent-Length: 0\r\nX-Latin-1: caf\xe9\r\nIdempotency-Key: \xff\r\n\r\n",
+	"POST /async-function/echo/%s HTTP/1.1\r\nHost: e\r\nContent-Length: 0\r\nSlimFaas-Delay: \xff\r\nTraceparent: \xff\r\nTracestate: \xff\r\n\r\n",
 	"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 %s",
 	"\r\n\r\n\r\nGET /function/echo/%s HTTP/1.1\r\nHost: e\r\n\r\n",
 }
@@ -183,6 +189,8 @@ func malformedRequests(t *testing.T, c *cluster.Cluster, n nemesis, rec records)
 				switch {
 				case len(answer) == 0:
 					silent.Add(1)
+				case bytes.HasPrefix(answer, []byte("HTTP/1.1 500")):
+					t.Errorf("%q was answered %q: a mistake of the caller's, and not ours", s.request, answer)
 				case bytes.HasPrefix(answer, []byte("HTTP/1.")) && (answer[9] == '4' || bytes.Contains(answer, []byte("urn:slimfaas:"))) &&
 					!bytes.HasPrefix(answer[9:], []byte("502")) && !bytes.Contains(answer, []byte("The body cannot be read")): // those began
 					refused.Store(s.id, fmt.Sprintf("%q was answered %q", s.request, answer))

@@ -45,6 +45,7 @@ func asleep(c *cluster.Cluster, function string) func() error {
 func TestInPeace(t *testing.T) {
 	sideBySide(t, map[string]scenario{
 		"private is private however it is spelt":                  privateIsPrivateHoweverItIsSpelt(),
+		"an odd path lands on the function it names":              anOddPathLandsOnTheFunctionItNames(),
 		"a broken annotation hurts only its function":             brokenAnnotationHurtsOnlyItsFunction(),
 		"bad input is a problem and costs nothing":                badInputIsAProblemAndCostsNothing(),
 		"publish reaches each replica once":                       publishReachesEachReplicaOnce(),

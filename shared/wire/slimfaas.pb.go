@@ -3278,204 +3278,6 @@ func (x *SlotShare) GetGiven() uint32 {
 	return 0
 }
 
-// StoredRequest is the payload of an async call: what the function must receive. Only edges read it.
-type StoredRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Method        string                 `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
-	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`   // raw, as the caller sent it, with the leading slash
-	Query         string                 `protobuf:"bytes,3,opt,name=query,proto3" json:"query,omitempty"` // raw, without the question mark
-	Headers       []*Header              `protobuf:"bytes,4,rep,name=headers,proto3" json:"headers,omitempty"`
-	Body          []byte                 `protobuf:"bytes,5,opt,name=body,proto3" json:"body,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *StoredRequest) Reset() {
-	*x = StoredRequest{}
-	mi := &file_slimfaas_proto_msgTypes[40]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *StoredRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*StoredRequest) ProtoMessage() {}
-
-func (x *StoredRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[40]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use StoredRequest.ProtoReflect.Descriptor instead.
-func (*StoredRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{40}
-}
-
-func (x *StoredRequest) GetMethod() string {
-	if x != nil {
-		return x.Method
-	}
-	return ""
-}
-
-func (x *StoredRequest) GetPath() string {
-	if x != nil {
-		return x.Path
-	}
-	return ""
-}
-
-func (x *StoredRequest) GetQuery() string {
-	if x != nil {
-		return x.Query
-	}
-	return ""
-}
-
-func (x *StoredRequest) GetHeaders() []*Header {
-	if x != nil {
-		return x.Headers
-	}
-	return nil
-}
-
-func (x *StoredRequest) GetBody() []byte {
-	if x != nil {
-		return x.Body
-	}
-	return nil
-}
-
-// StoredAnswer is what a function answered, as its caller can read it later. Only edges read it.
-type StoredAnswer struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Status        uint32                 `protobuf:"varint,1,opt,name=status,proto3" json:"status,omitempty"`
-	Headers       []*Header              `protobuf:"bytes,2,rep,name=headers,proto3" json:"headers,omitempty"`
-	Body          []byte                 `protobuf:"bytes,3,opt,name=body,proto3" json:"body,omitempty"`
-	Omitted       string                 `protobuf:"bytes,4,opt,name=omitted,proto3" json:"omitted,omitempty"` // why there is no body, for people: larger than is kept, or broken off; empty: it is whole
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *StoredAnswer) Reset() {
-	*x = StoredAnswer{}
-	mi := &file_slimfaas_proto_msgTypes[41]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *StoredAnswer) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*StoredAnswer) ProtoMessage() {}
-
-func (x *StoredAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[41]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use StoredAnswer.ProtoReflect.Descriptor instead.
-func (*StoredAnswer) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{41}
-}
-
-func (x *StoredAnswer) GetStatus() uint32 {
-	if x != nil {
-		return x.Status
-	}
-	return 0
-}
-
-func (x *StoredAnswer) GetHeaders() []*Header {
-	if x != nil {
-		return x.Headers
-	}
-	return nil
-}
-
-func (x *StoredAnswer) GetBody() []byte {
-	if x != nil {
-		return x.Body
-	}
-	return nil
-}
-
-func (x *StoredAnswer) GetOmitted() string {
-	if x != nil {
-		return x.Omitted
-	}
-	return ""
-}
-
-type Header struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Values        []string               `protobuf:"bytes,2,rep,name=values,proto3" json:"values,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Header) Reset() {
-	*x = Header{}
-	mi := &file_slimfaas_proto_msgTypes[42]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Header) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Header) ProtoMessage() {}
-
-func (x *Header) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[42]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Header.ProtoReflect.Descriptor instead.
-func (*Header) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{42}
-}
-
-func (x *Header) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-func (x *Header) GetValues() []string {
-	if x != nil {
-		return x.Values
-	}
-	return nil
-}
-
 type GetCallRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -3486,7 +3288,7 @@ type GetCallRequest struct {
 
 func (x *GetCallRequest) Reset() {
 	*x = GetCallRequest{}
-	mi := &file_slimfaas_proto_msgTypes[43]
+	mi := &file_slimfaas_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3498,7 +3300,7 @@ func (x *GetCallRequest) String() string {
 func (*GetCallRequest) ProtoMessage() {}
 
 func (x *GetCallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[43]
+	mi := &file_slimfaas_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3511,7 +3313,7 @@ func (x *GetCallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCallRequest.ProtoReflect.Descriptor instead.
 func (*GetCallRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{43}
+	return file_slimfaas_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetCallRequest) GetId() []byte {
@@ -3537,7 +3339,7 @@ type GetCallResponse struct {
 
 func (x *GetCallResponse) Reset() {
 	*x = GetCallResponse{}
-	mi := &file_slimfaas_proto_msgTypes[44]
+	mi := &file_slimfaas_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3549,7 +3351,7 @@ func (x *GetCallResponse) String() string {
 func (*GetCallResponse) ProtoMessage() {}
 
 func (x *GetCallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[44]
+	mi := &file_slimfaas_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3562,7 +3364,7 @@ func (x *GetCallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCallResponse.ProtoReflect.Descriptor instead.
 func (*GetCallResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{44}
+	return file_slimfaas_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetCallResponse) GetCall() *Call {
@@ -3581,7 +3383,7 @@ type GetResultRequest struct {
 
 func (x *GetResultRequest) Reset() {
 	*x = GetResultRequest{}
-	mi := &file_slimfaas_proto_msgTypes[45]
+	mi := &file_slimfaas_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3593,7 +3395,7 @@ func (x *GetResultRequest) String() string {
 func (*GetResultRequest) ProtoMessage() {}
 
 func (x *GetResultRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[45]
+	mi := &file_slimfaas_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3606,7 +3408,7 @@ func (x *GetResultRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResultRequest.ProtoReflect.Descriptor instead.
 func (*GetResultRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{45}
+	return file_slimfaas_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetResultRequest) GetId() []byte {
@@ -3626,7 +3428,7 @@ type GetResultResponse struct {
 
 func (x *GetResultResponse) Reset() {
 	*x = GetResultResponse{}
-	mi := &file_slimfaas_proto_msgTypes[46]
+	mi := &file_slimfaas_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3638,7 +3440,7 @@ func (x *GetResultResponse) String() string {
 func (*GetResultResponse) ProtoMessage() {}
 
 func (x *GetResultResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[46]
+	mi := &file_slimfaas_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3651,7 +3453,7 @@ func (x *GetResultResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResultResponse.ProtoReflect.Descriptor instead.
 func (*GetResultResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{46}
+	return file_slimfaas_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetResultResponse) GetCall() *Call {
@@ -3679,7 +3481,7 @@ type ListDeadRequest struct {
 
 func (x *ListDeadRequest) Reset() {
 	*x = ListDeadRequest{}
-	mi := &file_slimfaas_proto_msgTypes[47]
+	mi := &file_slimfaas_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3691,7 +3493,7 @@ func (x *ListDeadRequest) String() string {
 func (*ListDeadRequest) ProtoMessage() {}
 
 func (x *ListDeadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[47]
+	mi := &file_slimfaas_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3704,7 +3506,7 @@ func (x *ListDeadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadRequest.ProtoReflect.Descriptor instead.
 func (*ListDeadRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{47}
+	return file_slimfaas_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListDeadRequest) GetFunction() string {
@@ -3739,7 +3541,7 @@ type ListDeadResponse struct {
 
 func (x *ListDeadResponse) Reset() {
 	*x = ListDeadResponse{}
-	mi := &file_slimfaas_proto_msgTypes[48]
+	mi := &file_slimfaas_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3751,7 +3553,7 @@ func (x *ListDeadResponse) String() string {
 func (*ListDeadResponse) ProtoMessage() {}
 
 func (x *ListDeadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[48]
+	mi := &file_slimfaas_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3764,7 +3566,7 @@ func (x *ListDeadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadResponse.ProtoReflect.Descriptor instead.
 func (*ListDeadResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{48}
+	return file_slimfaas_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListDeadResponse) GetCode() Code {
@@ -3792,7 +3594,7 @@ type RedriveRequest struct {
 
 func (x *RedriveRequest) Reset() {
 	*x = RedriveRequest{}
-	mi := &file_slimfaas_proto_msgTypes[49]
+	mi := &file_slimfaas_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3804,7 +3606,7 @@ func (x *RedriveRequest) String() string {
 func (*RedriveRequest) ProtoMessage() {}
 
 func (x *RedriveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[49]
+	mi := &file_slimfaas_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3817,7 +3619,7 @@ func (x *RedriveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedriveRequest.ProtoReflect.Descriptor instead.
 func (*RedriveRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{49}
+	return file_slimfaas_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RedriveRequest) GetFunction() string {
@@ -3843,7 +3645,7 @@ type RedriveResponse struct {
 
 func (x *RedriveResponse) Reset() {
 	*x = RedriveResponse{}
-	mi := &file_slimfaas_proto_msgTypes[50]
+	mi := &file_slimfaas_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3855,7 +3657,7 @@ func (x *RedriveResponse) String() string {
 func (*RedriveResponse) ProtoMessage() {}
 
 func (x *RedriveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[50]
+	mi := &file_slimfaas_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3868,7 +3670,7 @@ func (x *RedriveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedriveResponse.ProtoReflect.Descriptor instead.
 func (*RedriveResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{50}
+	return file_slimfaas_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RedriveResponse) GetCount() uint64 {
@@ -3888,7 +3690,7 @@ type PurgeRequest struct {
 
 func (x *PurgeRequest) Reset() {
 	*x = PurgeRequest{}
-	mi := &file_slimfaas_proto_msgTypes[51]
+	mi := &file_slimfaas_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3900,7 +3702,7 @@ func (x *PurgeRequest) String() string {
 func (*PurgeRequest) ProtoMessage() {}
 
 func (x *PurgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[51]
+	mi := &file_slimfaas_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3913,7 +3715,7 @@ func (x *PurgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeRequest.ProtoReflect.Descriptor instead.
 func (*PurgeRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{51}
+	return file_slimfaas_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *PurgeRequest) GetFunction() string {
@@ -3939,7 +3741,7 @@ type PurgeResponse struct {
 
 func (x *PurgeResponse) Reset() {
 	*x = PurgeResponse{}
-	mi := &file_slimfaas_proto_msgTypes[52]
+	mi := &file_slimfaas_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3951,7 +3753,7 @@ func (x *PurgeResponse) String() string {
 func (*PurgeResponse) ProtoMessage() {}
 
 func (x *PurgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[52]
+	mi := &file_slimfaas_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3964,7 +3766,7 @@ func (x *PurgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeResponse.ProtoReflect.Descriptor instead.
 func (*PurgeResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{52}
+	return file_slimfaas_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *PurgeResponse) GetCount() uint64 {
@@ -3993,7 +3795,7 @@ type Call struct {
 
 func (x *Call) Reset() {
 	*x = Call{}
-	mi := &file_slimfaas_proto_msgTypes[53]
+	mi := &file_slimfaas_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4005,7 +3807,7 @@ func (x *Call) String() string {
 func (*Call) ProtoMessage() {}
 
 func (x *Call) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[53]
+	mi := &file_slimfaas_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4018,7 +3820,7 @@ func (x *Call) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Call.ProtoReflect.Descriptor instead.
 func (*Call) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{53}
+	return file_slimfaas_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Call) GetId() []byte {
@@ -4106,7 +3908,7 @@ type FactsRequest struct {
 
 func (x *FactsRequest) Reset() {
 	*x = FactsRequest{}
-	mi := &file_slimfaas_proto_msgTypes[54]
+	mi := &file_slimfaas_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4118,7 +3920,7 @@ func (x *FactsRequest) String() string {
 func (*FactsRequest) ProtoMessage() {}
 
 func (x *FactsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[54]
+	mi := &file_slimfaas_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4131,7 +3933,7 @@ func (x *FactsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FactsRequest.ProtoReflect.Descriptor instead.
 func (*FactsRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{54}
+	return file_slimfaas_proto_rawDescGZIP(), []int{51}
 }
 
 type FactsResponse struct {
@@ -4148,7 +3950,7 @@ type FactsResponse struct {
 
 func (x *FactsResponse) Reset() {
 	*x = FactsResponse{}
-	mi := &file_slimfaas_proto_msgTypes[55]
+	mi := &file_slimfaas_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4160,7 +3962,7 @@ func (x *FactsResponse) String() string {
 func (*FactsResponse) ProtoMessage() {}
 
 func (x *FactsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[55]
+	mi := &file_slimfaas_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4173,7 +3975,7 @@ func (x *FactsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FactsResponse.ProtoReflect.Descriptor instead.
 func (*FactsResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{55}
+	return file_slimfaas_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *FactsResponse) GetAppliedIndex() uint64 {
@@ -4234,7 +4036,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_slimfaas_proto_msgTypes[56]
+	mi := &file_slimfaas_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4246,7 +4048,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[56]
+	mi := &file_slimfaas_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4259,7 +4061,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{56}
+	return file_slimfaas_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Session) GetId() uint64 {
@@ -4323,7 +4125,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_slimfaas_proto_msgTypes[57]
+	mi := &file_slimfaas_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4335,7 +4137,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[57]
+	mi := &file_slimfaas_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4348,7 +4150,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{57}
+	return file_slimfaas_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Lock) GetName() string {
@@ -4389,7 +4191,7 @@ type LastActivity struct {
 
 func (x *LastActivity) Reset() {
 	*x = LastActivity{}
-	mi := &file_slimfaas_proto_msgTypes[58]
+	mi := &file_slimfaas_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4401,7 +4203,7 @@ func (x *LastActivity) String() string {
 func (*LastActivity) ProtoMessage() {}
 
 func (x *LastActivity) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[58]
+	mi := &file_slimfaas_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4414,7 +4216,7 @@ func (x *LastActivity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastActivity.ProtoReflect.Descriptor instead.
 func (*LastActivity) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{58}
+	return file_slimfaas_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *LastActivity) GetFunction() string {
@@ -4442,7 +4244,7 @@ type Override struct {
 
 func (x *Override) Reset() {
 	*x = Override{}
-	mi := &file_slimfaas_proto_msgTypes[59]
+	mi := &file_slimfaas_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4454,7 +4256,7 @@ func (x *Override) String() string {
 func (*Override) ProtoMessage() {}
 
 func (x *Override) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[59]
+	mi := &file_slimfaas_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4467,7 +4269,7 @@ func (x *Override) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Override.ProtoReflect.Descriptor instead.
 func (*Override) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{59}
+	return file_slimfaas_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Override) GetFunction() string {
@@ -4499,7 +4301,7 @@ type DemandRequest struct {
 
 func (x *DemandRequest) Reset() {
 	*x = DemandRequest{}
-	mi := &file_slimfaas_proto_msgTypes[60]
+	mi := &file_slimfaas_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4511,7 +4313,7 @@ func (x *DemandRequest) String() string {
 func (*DemandRequest) ProtoMessage() {}
 
 func (x *DemandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[60]
+	mi := &file_slimfaas_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4524,7 +4326,7 @@ func (x *DemandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemandRequest.ProtoReflect.Descriptor instead.
 func (*DemandRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{60}
+	return file_slimfaas_proto_rawDescGZIP(), []int{57}
 }
 
 type ClusterRequest struct {
@@ -4535,7 +4337,7 @@ type ClusterRequest struct {
 
 func (x *ClusterRequest) Reset() {
 	*x = ClusterRequest{}
-	mi := &file_slimfaas_proto_msgTypes[61]
+	mi := &file_slimfaas_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4547,7 +4349,7 @@ func (x *ClusterRequest) String() string {
 func (*ClusterRequest) ProtoMessage() {}
 
 func (x *ClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[61]
+	mi := &file_slimfaas_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4560,7 +4362,7 @@ func (x *ClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterRequest.ProtoReflect.Descriptor instead.
 func (*ClusterRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{61}
+	return file_slimfaas_proto_rawDescGZIP(), []int{58}
 }
 
 type ClusterResponse struct {
@@ -4579,7 +4381,7 @@ type ClusterResponse struct {
 
 func (x *ClusterResponse) Reset() {
 	*x = ClusterResponse{}
-	mi := &file_slimfaas_proto_msgTypes[62]
+	mi := &file_slimfaas_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4591,7 +4393,7 @@ func (x *ClusterResponse) String() string {
 func (*ClusterResponse) ProtoMessage() {}
 
 func (x *ClusterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[62]
+	mi := &file_slimfaas_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4604,7 +4406,7 @@ func (x *ClusterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterResponse.ProtoReflect.Descriptor instead.
 func (*ClusterResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{62}
+	return file_slimfaas_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ClusterResponse) GetNode() string {
@@ -4676,7 +4478,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_slimfaas_proto_msgTypes[63]
+	mi := &file_slimfaas_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4688,7 +4490,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[63]
+	mi := &file_slimfaas_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4701,7 +4503,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{63}
+	return file_slimfaas_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Member) GetName() string {
@@ -4747,7 +4549,7 @@ type NodeRequest struct {
 
 func (x *NodeRequest) Reset() {
 	*x = NodeRequest{}
-	mi := &file_slimfaas_proto_msgTypes[64]
+	mi := &file_slimfaas_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4759,7 +4561,7 @@ func (x *NodeRequest) String() string {
 func (*NodeRequest) ProtoMessage() {}
 
 func (x *NodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[64]
+	mi := &file_slimfaas_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4772,7 +4574,7 @@ func (x *NodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRequest.ProtoReflect.Descriptor instead.
 func (*NodeRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{64}
+	return file_slimfaas_proto_rawDescGZIP(), []int{61}
 }
 
 type NodeResponse struct {
@@ -4791,7 +4593,7 @@ type NodeResponse struct {
 
 func (x *NodeResponse) Reset() {
 	*x = NodeResponse{}
-	mi := &file_slimfaas_proto_msgTypes[65]
+	mi := &file_slimfaas_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4803,7 +4605,7 @@ func (x *NodeResponse) String() string {
 func (*NodeResponse) ProtoMessage() {}
 
 func (x *NodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[65]
+	mi := &file_slimfaas_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4816,7 +4618,7 @@ func (x *NodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeResponse.ProtoReflect.Descriptor instead.
 func (*NodeResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{65}
+	return file_slimfaas_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *NodeResponse) GetCluster() *ClusterResponse {
@@ -4885,7 +4687,7 @@ type AddMemberRequest struct {
 
 func (x *AddMemberRequest) Reset() {
 	*x = AddMemberRequest{}
-	mi := &file_slimfaas_proto_msgTypes[66]
+	mi := &file_slimfaas_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4897,7 +4699,7 @@ func (x *AddMemberRequest) String() string {
 func (*AddMemberRequest) ProtoMessage() {}
 
 func (x *AddMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[66]
+	mi := &file_slimfaas_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4910,7 +4712,7 @@ func (x *AddMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddMemberRequest.ProtoReflect.Descriptor instead.
 func (*AddMemberRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{66}
+	return file_slimfaas_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *AddMemberRequest) GetMember() *Member {
@@ -4937,7 +4739,7 @@ type PromoteMemberRequest struct {
 
 func (x *PromoteMemberRequest) Reset() {
 	*x = PromoteMemberRequest{}
-	mi := &file_slimfaas_proto_msgTypes[67]
+	mi := &file_slimfaas_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4949,7 +4751,7 @@ func (x *PromoteMemberRequest) String() string {
 func (*PromoteMemberRequest) ProtoMessage() {}
 
 func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[67]
+	mi := &file_slimfaas_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4962,7 +4764,7 @@ func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteMemberRequest.ProtoReflect.Descriptor instead.
 func (*PromoteMemberRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{67}
+	return file_slimfaas_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *PromoteMemberRequest) GetName() string {
@@ -4990,7 +4792,7 @@ type RemoveMemberRequest struct {
 
 func (x *RemoveMemberRequest) Reset() {
 	*x = RemoveMemberRequest{}
-	mi := &file_slimfaas_proto_msgTypes[68]
+	mi := &file_slimfaas_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5002,7 +4804,7 @@ func (x *RemoveMemberRequest) String() string {
 func (*RemoveMemberRequest) ProtoMessage() {}
 
 func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[68]
+	mi := &file_slimfaas_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5015,7 +4817,7 @@ func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMemberRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{68}
+	return file_slimfaas_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *RemoveMemberRequest) GetName() string {
@@ -5049,7 +4851,7 @@ type ChangeResponse struct {
 
 func (x *ChangeResponse) Reset() {
 	*x = ChangeResponse{}
-	mi := &file_slimfaas_proto_msgTypes[69]
+	mi := &file_slimfaas_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5061,7 +4863,7 @@ func (x *ChangeResponse) String() string {
 func (*ChangeResponse) ProtoMessage() {}
 
 func (x *ChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[69]
+	mi := &file_slimfaas_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5074,7 +4876,7 @@ func (x *ChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeResponse.ProtoReflect.Descriptor instead.
 func (*ChangeResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{69}
+	return file_slimfaas_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ChangeResponse) GetConfigurationVersion() uint64 {
@@ -5100,7 +4902,7 @@ type TransferRequest struct {
 
 func (x *TransferRequest) Reset() {
 	*x = TransferRequest{}
-	mi := &file_slimfaas_proto_msgTypes[70]
+	mi := &file_slimfaas_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5112,7 +4914,7 @@ func (x *TransferRequest) String() string {
 func (*TransferRequest) ProtoMessage() {}
 
 func (x *TransferRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[70]
+	mi := &file_slimfaas_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5125,7 +4927,7 @@ func (x *TransferRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferRequest.ProtoReflect.Descriptor instead.
 func (*TransferRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{70}
+	return file_slimfaas_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *TransferRequest) GetTo() string {
@@ -5143,7 +4945,7 @@ type TransferResponse struct {
 
 func (x *TransferResponse) Reset() {
 	*x = TransferResponse{}
-	mi := &file_slimfaas_proto_msgTypes[71]
+	mi := &file_slimfaas_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5155,7 +4957,7 @@ func (x *TransferResponse) String() string {
 func (*TransferResponse) ProtoMessage() {}
 
 func (x *TransferResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[71]
+	mi := &file_slimfaas_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5168,7 +4970,7 @@ func (x *TransferResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferResponse.ProtoReflect.Descriptor instead.
 func (*TransferResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{71}
+	return file_slimfaas_proto_rawDescGZIP(), []int{68}
 }
 
 type BackupRequest struct {
@@ -5179,7 +4981,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_slimfaas_proto_msgTypes[72]
+	mi := &file_slimfaas_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5191,7 +4993,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[72]
+	mi := &file_slimfaas_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5204,7 +5006,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{72}
+	return file_slimfaas_proto_rawDescGZIP(), []int{69}
 }
 
 type BackupResponse struct {
@@ -5221,7 +5023,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_slimfaas_proto_msgTypes[73]
+	mi := &file_slimfaas_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5233,7 +5035,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[73]
+	mi := &file_slimfaas_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5246,7 +5048,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{73}
+	return file_slimfaas_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *BackupResponse) GetPart() isBackupResponse_Part {
@@ -5320,7 +5122,7 @@ type BackupHeader struct {
 
 func (x *BackupHeader) Reset() {
 	*x = BackupHeader{}
-	mi := &file_slimfaas_proto_msgTypes[74]
+	mi := &file_slimfaas_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5332,7 +5134,7 @@ func (x *BackupHeader) String() string {
 func (*BackupHeader) ProtoMessage() {}
 
 func (x *BackupHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[74]
+	mi := &file_slimfaas_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5345,7 +5147,7 @@ func (x *BackupHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupHeader.ProtoReflect.Descriptor instead.
 func (*BackupHeader) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{74}
+	return file_slimfaas_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *BackupHeader) GetInstallation() string {
@@ -5406,7 +5208,7 @@ type BackupEnd struct {
 
 func (x *BackupEnd) Reset() {
 	*x = BackupEnd{}
-	mi := &file_slimfaas_proto_msgTypes[75]
+	mi := &file_slimfaas_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5418,7 +5220,7 @@ func (x *BackupEnd) String() string {
 func (*BackupEnd) ProtoMessage() {}
 
 func (x *BackupEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[75]
+	mi := &file_slimfaas_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5431,7 +5233,7 @@ func (x *BackupEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupEnd.ProtoReflect.Descriptor instead.
 func (*BackupEnd) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{75}
+	return file_slimfaas_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *BackupEnd) GetSha256() []byte {
@@ -5452,7 +5254,7 @@ type Version struct {
 
 func (x *Version) Reset() {
 	*x = Version{}
-	mi := &file_slimfaas_proto_msgTypes[76]
+	mi := &file_slimfaas_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5464,7 +5266,7 @@ func (x *Version) String() string {
 func (*Version) ProtoMessage() {}
 
 func (x *Version) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[76]
+	mi := &file_slimfaas_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5477,7 +5279,7 @@ func (x *Version) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Version.ProtoReflect.Descriptor instead.
 func (*Version) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{76}
+	return file_slimfaas_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *Version) GetEpoch() uint64 {
@@ -5512,7 +5314,7 @@ type FunctionRecord struct {
 
 func (x *FunctionRecord) Reset() {
 	*x = FunctionRecord{}
-	mi := &file_slimfaas_proto_msgTypes[77]
+	mi := &file_slimfaas_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5524,7 +5326,7 @@ func (x *FunctionRecord) String() string {
 func (*FunctionRecord) ProtoMessage() {}
 
 func (x *FunctionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[77]
+	mi := &file_slimfaas_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5537,7 +5339,7 @@ func (x *FunctionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionRecord.ProtoReflect.Descriptor instead.
 func (*FunctionRecord) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{77}
+	return file_slimfaas_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *FunctionRecord) GetName() string {
@@ -5626,7 +5428,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_slimfaas_proto_msgTypes[78]
+	mi := &file_slimfaas_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5638,7 +5440,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[78]
+	mi := &file_slimfaas_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5651,7 +5453,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{78}
+	return file_slimfaas_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Replica) GetName() string {
@@ -5721,7 +5523,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_slimfaas_proto_msgTypes[79]
+	mi := &file_slimfaas_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5733,7 +5535,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[79]
+	mi := &file_slimfaas_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5746,7 +5548,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{79}
+	return file_slimfaas_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Probe) GetKind() ProbeKind {
@@ -5786,7 +5588,7 @@ type TableDigest struct {
 
 func (x *TableDigest) Reset() {
 	*x = TableDigest{}
-	mi := &file_slimfaas_proto_msgTypes[80]
+	mi := &file_slimfaas_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5798,7 +5600,7 @@ func (x *TableDigest) String() string {
 func (*TableDigest) ProtoMessage() {}
 
 func (x *TableDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[80]
+	mi := &file_slimfaas_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5811,7 +5613,7 @@ func (x *TableDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableDigest.ProtoReflect.Descriptor instead.
 func (*TableDigest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{80}
+	return file_slimfaas_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *TableDigest) GetVersion() *Version {
@@ -5865,7 +5667,7 @@ type PullRequest struct {
 
 func (x *PullRequest) Reset() {
 	*x = PullRequest{}
-	mi := &file_slimfaas_proto_msgTypes[81]
+	mi := &file_slimfaas_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5877,7 +5679,7 @@ func (x *PullRequest) String() string {
 func (*PullRequest) ProtoMessage() {}
 
 func (x *PullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[81]
+	mi := &file_slimfaas_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5890,7 +5692,7 @@ func (x *PullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
 func (*PullRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{81}
+	return file_slimfaas_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *PullRequest) GetSince() *Version {
@@ -5911,7 +5713,7 @@ type PullResponse struct {
 
 func (x *PullResponse) Reset() {
 	*x = PullResponse{}
-	mi := &file_slimfaas_proto_msgTypes[82]
+	mi := &file_slimfaas_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5923,7 +5725,7 @@ func (x *PullResponse) String() string {
 func (*PullResponse) ProtoMessage() {}
 
 func (x *PullResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[82]
+	mi := &file_slimfaas_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5936,7 +5738,7 @@ func (x *PullResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullResponse.ProtoReflect.Descriptor instead.
 func (*PullResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{82}
+	return file_slimfaas_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *PullResponse) GetDigest() *TableDigest {
@@ -5971,7 +5773,7 @@ type Wake struct {
 
 func (x *Wake) Reset() {
 	*x = Wake{}
-	mi := &file_slimfaas_proto_msgTypes[83]
+	mi := &file_slimfaas_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5983,7 +5785,7 @@ func (x *Wake) String() string {
 func (*Wake) ProtoMessage() {}
 
 func (x *Wake) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[83]
+	mi := &file_slimfaas_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5996,7 +5798,7 @@ func (x *Wake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wake.ProtoReflect.Descriptor instead.
 func (*Wake) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{83}
+	return file_slimfaas_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *Wake) GetFunctions() []string {
@@ -6025,7 +5827,7 @@ type Sighting struct {
 
 func (x *Sighting) Reset() {
 	*x = Sighting{}
-	mi := &file_slimfaas_proto_msgTypes[84]
+	mi := &file_slimfaas_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6037,7 +5839,7 @@ func (x *Sighting) String() string {
 func (*Sighting) ProtoMessage() {}
 
 func (x *Sighting) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[84]
+	mi := &file_slimfaas_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6050,7 +5852,7 @@ func (x *Sighting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sighting.ProtoReflect.Descriptor instead.
 func (*Sighting) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{84}
+	return file_slimfaas_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *Sighting) GetFunction() string {
@@ -6086,7 +5888,7 @@ type RecordAnnouncement struct {
 
 func (x *RecordAnnouncement) Reset() {
 	*x = RecordAnnouncement{}
-	mi := &file_slimfaas_proto_msgTypes[85]
+	mi := &file_slimfaas_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6098,7 +5900,7 @@ func (x *RecordAnnouncement) String() string {
 func (*RecordAnnouncement) ProtoMessage() {}
 
 func (x *RecordAnnouncement) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[85]
+	mi := &file_slimfaas_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6111,7 +5913,7 @@ func (x *RecordAnnouncement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordAnnouncement.ProtoReflect.Descriptor instead.
 func (*RecordAnnouncement) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{85}
+	return file_slimfaas_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *RecordAnnouncement) GetRecord() *FunctionRecord {
@@ -6152,7 +5954,7 @@ type LoadReport struct {
 
 func (x *LoadReport) Reset() {
 	*x = LoadReport{}
-	mi := &file_slimfaas_proto_msgTypes[86]
+	mi := &file_slimfaas_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6164,7 +5966,7 @@ func (x *LoadReport) String() string {
 func (*LoadReport) ProtoMessage() {}
 
 func (x *LoadReport) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[86]
+	mi := &file_slimfaas_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6177,7 +5979,7 @@ func (x *LoadReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadReport.ProtoReflect.Descriptor instead.
 func (*LoadReport) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{86}
+	return file_slimfaas_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *LoadReport) GetEdge() string {
@@ -6252,7 +6054,7 @@ type FunctionLoad struct {
 
 func (x *FunctionLoad) Reset() {
 	*x = FunctionLoad{}
-	mi := &file_slimfaas_proto_msgTypes[87]
+	mi := &file_slimfaas_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6264,7 +6066,7 @@ func (x *FunctionLoad) String() string {
 func (*FunctionLoad) ProtoMessage() {}
 
 func (x *FunctionLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[87]
+	mi := &file_slimfaas_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6277,7 +6079,7 @@ func (x *FunctionLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionLoad.ProtoReflect.Descriptor instead.
 func (*FunctionLoad) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{87}
+	return file_slimfaas_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *FunctionLoad) GetFunction() string {
@@ -6347,7 +6149,7 @@ type DrainReport struct {
 
 func (x *DrainReport) Reset() {
 	*x = DrainReport{}
-	mi := &file_slimfaas_proto_msgTypes[88]
+	mi := &file_slimfaas_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6359,7 +6161,7 @@ func (x *DrainReport) String() string {
 func (*DrainReport) ProtoMessage() {}
 
 func (x *DrainReport) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[88]
+	mi := &file_slimfaas_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6372,7 +6174,7 @@ func (x *DrainReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainReport.ProtoReflect.Descriptor instead.
 func (*DrainReport) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{88}
+	return file_slimfaas_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *DrainReport) GetReplica() string {
@@ -6412,7 +6214,7 @@ type DemandReport struct {
 
 func (x *DemandReport) Reset() {
 	*x = DemandReport{}
-	mi := &file_slimfaas_proto_msgTypes[89]
+	mi := &file_slimfaas_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6424,7 +6226,7 @@ func (x *DemandReport) String() string {
 func (*DemandReport) ProtoMessage() {}
 
 func (x *DemandReport) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[89]
+	mi := &file_slimfaas_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6437,7 +6239,7 @@ func (x *DemandReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemandReport.ProtoReflect.Descriptor instead.
 func (*DemandReport) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{89}
+	return file_slimfaas_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *DemandReport) GetNode() string {
@@ -6504,7 +6306,7 @@ type FunctionDemand struct {
 
 func (x *FunctionDemand) Reset() {
 	*x = FunctionDemand{}
-	mi := &file_slimfaas_proto_msgTypes[90]
+	mi := &file_slimfaas_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6516,7 +6318,7 @@ func (x *FunctionDemand) String() string {
 func (*FunctionDemand) ProtoMessage() {}
 
 func (x *FunctionDemand) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[90]
+	mi := &file_slimfaas_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6529,7 +6331,7 @@ func (x *FunctionDemand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionDemand.ProtoReflect.Descriptor instead.
 func (*FunctionDemand) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{90}
+	return file_slimfaas_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *FunctionDemand) GetFunction() string {
@@ -6591,7 +6393,7 @@ type FactsChanged struct {
 
 func (x *FactsChanged) Reset() {
 	*x = FactsChanged{}
-	mi := &file_slimfaas_proto_msgTypes[91]
+	mi := &file_slimfaas_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6603,7 +6405,7 @@ func (x *FactsChanged) String() string {
 func (*FactsChanged) ProtoMessage() {}
 
 func (x *FactsChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[91]
+	mi := &file_slimfaas_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6616,7 +6418,7 @@ func (x *FactsChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FactsChanged.ProtoReflect.Descriptor instead.
 func (*FactsChanged) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{91}
+	return file_slimfaas_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *FactsChanged) GetIndex() uint64 {
@@ -6636,7 +6438,7 @@ type TableAsk struct {
 
 func (x *TableAsk) Reset() {
 	*x = TableAsk{}
-	mi := &file_slimfaas_proto_msgTypes[92]
+	mi := &file_slimfaas_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6648,7 +6450,7 @@ func (x *TableAsk) String() string {
 func (*TableAsk) ProtoMessage() {}
 
 func (x *TableAsk) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[92]
+	mi := &file_slimfaas_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6661,7 +6463,7 @@ func (x *TableAsk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableAsk.ProtoReflect.Descriptor instead.
 func (*TableAsk) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{92}
+	return file_slimfaas_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *TableAsk) GetScaler() string {
@@ -6680,7 +6482,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_slimfaas_proto_msgTypes[93]
+	mi := &file_slimfaas_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6692,7 +6494,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[93]
+	mi := &file_slimfaas_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6705,7 +6507,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{93}
+	return file_slimfaas_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ExplainRequest) GetFunction() string {
@@ -6726,7 +6528,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_slimfaas_proto_msgTypes[94]
+	mi := &file_slimfaas_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6738,7 +6540,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[94]
+	mi := &file_slimfaas_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6751,7 +6553,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{94}
+	return file_slimfaas_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ExplainResponse) GetFound() bool {
@@ -6780,7 +6582,7 @@ type EdgeHello struct {
 
 func (x *EdgeHello) Reset() {
 	*x = EdgeHello{}
-	mi := &file_slimfaas_proto_msgTypes[95]
+	mi := &file_slimfaas_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6792,7 +6594,7 @@ func (x *EdgeHello) String() string {
 func (*EdgeHello) ProtoMessage() {}
 
 func (x *EdgeHello) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[95]
+	mi := &file_slimfaas_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6805,7 +6607,7 @@ func (x *EdgeHello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeHello.ProtoReflect.Descriptor instead.
 func (*EdgeHello) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{95}
+	return file_slimfaas_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *EdgeHello) GetEdge() string {
@@ -6845,7 +6647,7 @@ type EventShare struct {
 
 func (x *EventShare) Reset() {
 	*x = EventShare{}
-	mi := &file_slimfaas_proto_msgTypes[96]
+	mi := &file_slimfaas_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6857,7 +6659,7 @@ func (x *EventShare) String() string {
 func (*EventShare) ProtoMessage() {}
 
 func (x *EventShare) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[96]
+	mi := &file_slimfaas_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6870,7 +6672,7 @@ func (x *EventShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventShare.ProtoReflect.Descriptor instead.
 func (*EventShare) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{96}
+	return file_slimfaas_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *EventShare) GetId() []byte {
@@ -6929,7 +6731,7 @@ type EventTarget struct {
 
 func (x *EventTarget) Reset() {
 	*x = EventTarget{}
-	mi := &file_slimfaas_proto_msgTypes[97]
+	mi := &file_slimfaas_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6941,7 +6743,7 @@ func (x *EventTarget) String() string {
 func (*EventTarget) ProtoMessage() {}
 
 func (x *EventTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[97]
+	mi := &file_slimfaas_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6954,7 +6756,7 @@ func (x *EventTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventTarget.ProtoReflect.Descriptor instead.
 func (*EventTarget) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{97}
+	return file_slimfaas_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *EventTarget) GetFunction() string {
@@ -7005,7 +6807,7 @@ type EventShareReply struct {
 
 func (x *EventShareReply) Reset() {
 	*x = EventShareReply{}
-	mi := &file_slimfaas_proto_msgTypes[98]
+	mi := &file_slimfaas_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7017,7 +6819,7 @@ func (x *EventShareReply) String() string {
 func (*EventShareReply) ProtoMessage() {}
 
 func (x *EventShareReply) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[98]
+	mi := &file_slimfaas_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7030,7 +6832,7 @@ func (x *EventShareReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventShareReply.ProtoReflect.Descriptor instead.
 func (*EventShareReply) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{98}
+	return file_slimfaas_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *EventShareReply) GetEdge() string {
@@ -7068,7 +6870,7 @@ type EventResult struct {
 
 func (x *EventResult) Reset() {
 	*x = EventResult{}
-	mi := &file_slimfaas_proto_msgTypes[99]
+	mi := &file_slimfaas_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7080,7 +6882,7 @@ func (x *EventResult) String() string {
 func (*EventResult) ProtoMessage() {}
 
 func (x *EventResult) ProtoReflect() protoreflect.Message {
-	mi := &file_slimfaas_proto_msgTypes[99]
+	mi := &file_slimfaas_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7093,7 +6895,7 @@ func (x *EventResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventResult.ProtoReflect.Descriptor instead.
 func (*EventResult) Descriptor() ([]byte, []int) {
-	return file_slimfaas_proto_rawDescGZIP(), []int{99}
+	return file_slimfaas_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *EventResult) GetFunction() string {
@@ -7142,7 +6944,7 @@ var File_slimfaas_proto protoreflect.FileDescriptor
 
 const file_slimfaas_proto_rawDesc = "" +
 	"\n" +
-	"\x0eslimfaas.proto\x12\vslimfaas.v1\"K\n" +
+	"\x0eslimfaas.proto\x12\vslimfaas.v1\x1a\fstored.proto\"K\n" +
 	"\tNotLeader\x12\x1f\n" +
 	"\vleader_name\x18\x01 \x01(\tR\n" +
 	"leaderName\x12\x1d\n" +
@@ -7347,21 +7149,7 @@ const file_slimfaas_proto_rawDesc = "" +
 	"\bfunction\x18\x01 \x01(\tR\bfunction\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\tR\areplica\x12\x1a\n" +
 	"\binstance\x18\x03 \x01(\tR\binstance\x12\x14\n" +
-	"\x05given\x18\x04 \x01(\rR\x05given\"\x94\x01\n" +
-	"\rStoredRequest\x12\x16\n" +
-	"\x06method\x18\x01 \x01(\tR\x06method\x12\x12\n" +
-	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
-	"\x05query\x18\x03 \x01(\tR\x05query\x12-\n" +
-	"\aheaders\x18\x04 \x03(\v2\x13.slimfaas.v1.HeaderR\aheaders\x12\x12\n" +
-	"\x04body\x18\x05 \x01(\fR\x04body\"\x83\x01\n" +
-	"\fStoredAnswer\x12\x16\n" +
-	"\x06status\x18\x01 \x01(\rR\x06status\x12-\n" +
-	"\aheaders\x18\x02 \x03(\v2\x13.slimfaas.v1.HeaderR\aheaders\x12\x12\n" +
-	"\x04body\x18\x03 \x01(\fR\x04body\x12\x18\n" +
-	"\aomitted\x18\x04 \x01(\tR\aomitted\"4\n" +
-	"\x06Header\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
-	"\x06values\x18\x02 \x03(\tR\x06values\"9\n" +
+	"\x05given\x18\x04 \x01(\rR\x05given\"9\n" +
 	"\x0eGetCallRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x17\n" +
 	"\await_ms\x18\x02 \x01(\x04R\x06waitMs\"8\n" +
@@ -7715,7 +7503,7 @@ func file_slimfaas_proto_rawDescGZIP() []byte {
 }
 
 var file_slimfaas_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_slimfaas_proto_msgTypes = make([]protoimpl.MessageInfo, 100)
+var file_slimfaas_proto_msgTypes = make([]protoimpl.MessageInfo, 97)
 var file_slimfaas_proto_goTypes = []any{
 	(Code)(0),                    // 0: slimfaas.v1.Code
 	(Reason)(0),                  // 1: slimfaas.v1.Reason
@@ -7764,66 +7552,64 @@ var file_slimfaas_proto_goTypes = []any{
 	(*Slots)(nil),                // 44: slimfaas.v1.Slots
 	(*SlotOrder)(nil),            // 45: slimfaas.v1.SlotOrder
 	(*SlotShare)(nil),            // 46: slimfaas.v1.SlotShare
-	(*StoredRequest)(nil),        // 47: slimfaas.v1.StoredRequest
-	(*StoredAnswer)(nil),         // 48: slimfaas.v1.StoredAnswer
-	(*Header)(nil),               // 49: slimfaas.v1.Header
-	(*GetCallRequest)(nil),       // 50: slimfaas.v1.GetCallRequest
-	(*GetCallResponse)(nil),      // 51: slimfaas.v1.GetCallResponse
-	(*GetResultRequest)(nil),     // 52: slimfaas.v1.GetResultRequest
-	(*GetResultResponse)(nil),    // 53: slimfaas.v1.GetResultResponse
-	(*ListDeadRequest)(nil),      // 54: slimfaas.v1.ListDeadRequest
-	(*ListDeadResponse)(nil),     // 55: slimfaas.v1.ListDeadResponse
-	(*RedriveRequest)(nil),       // 56: slimfaas.v1.RedriveRequest
-	(*RedriveResponse)(nil),      // 57: slimfaas.v1.RedriveResponse
-	(*PurgeRequest)(nil),         // 58: slimfaas.v1.PurgeRequest
-	(*PurgeResponse)(nil),        // 59: slimfaas.v1.PurgeResponse
-	(*Call)(nil),                 // 60: slimfaas.v1.Call
-	(*FactsRequest)(nil),         // 61: slimfaas.v1.FactsRequest
-	(*FactsResponse)(nil),        // 62: slimfaas.v1.FactsResponse
-	(*Session)(nil),              // 63: slimfaas.v1.Session
-	(*Lock)(nil),                 // 64: slimfaas.v1.Lock
-	(*LastActivity)(nil),         // 65: slimfaas.v1.LastActivity
-	(*Override)(nil),             // 66: slimfaas.v1.Override
-	(*DemandRequest)(nil),        // 67: slimfaas.v1.DemandRequest
-	(*ClusterRequest)(nil),       // 68: slimfaas.v1.ClusterRequest
-	(*ClusterResponse)(nil),      // 69: slimfaas.v1.ClusterResponse
-	(*Member)(nil),               // 70: slimfaas.v1.Member
-	(*NodeRequest)(nil),          // 71: slimfaas.v1.NodeRequest
-	(*NodeResponse)(nil),         // 72: slimfaas.v1.NodeResponse
-	(*AddMemberRequest)(nil),     // 73: slimfaas.v1.AddMemberRequest
-	(*PromoteMemberRequest)(nil), // 74: slimfaas.v1.PromoteMemberRequest
-	(*RemoveMemberRequest)(nil),  // 75: slimfaas.v1.RemoveMemberRequest
-	(*ChangeResponse)(nil),       // 76: slimfaas.v1.ChangeResponse
-	(*TransferRequest)(nil),      // 77: slimfaas.v1.TransferRequest
-	(*TransferResponse)(nil),     // 78: slimfaas.v1.TransferResponse
-	(*BackupRequest)(nil),        // 79: slimfaas.v1.BackupRequest
-	(*BackupResponse)(nil),       // 80: slimfaas.v1.BackupResponse
-	(*BackupHeader)(nil),         // 81: slimfaas.v1.BackupHeader
-	(*BackupEnd)(nil),            // 82: slimfaas.v1.BackupEnd
-	(*Version)(nil),              // 83: slimfaas.v1.Version
-	(*FunctionRecord)(nil),       // 84: slimfaas.v1.FunctionRecord
-	(*Replica)(nil),              // 85: slimfaas.v1.Replica
-	(*Probe)(nil),                // 86: slimfaas.v1.Probe
-	(*TableDigest)(nil),          // 87: slimfaas.v1.TableDigest
-	(*PullRequest)(nil),          // 88: slimfaas.v1.PullRequest
-	(*PullResponse)(nil),         // 89: slimfaas.v1.PullResponse
-	(*Wake)(nil),                 // 90: slimfaas.v1.Wake
-	(*Sighting)(nil),             // 91: slimfaas.v1.Sighting
-	(*RecordAnnouncement)(nil),   // 92: slimfaas.v1.RecordAnnouncement
-	(*LoadReport)(nil),           // 93: slimfaas.v1.LoadReport
-	(*FunctionLoad)(nil),         // 94: slimfaas.v1.FunctionLoad
-	(*DrainReport)(nil),          // 95: slimfaas.v1.DrainReport
-	(*DemandReport)(nil),         // 96: slimfaas.v1.DemandReport
-	(*FunctionDemand)(nil),       // 97: slimfaas.v1.FunctionDemand
-	(*FactsChanged)(nil),         // 98: slimfaas.v1.FactsChanged
-	(*TableAsk)(nil),             // 99: slimfaas.v1.TableAsk
-	(*ExplainRequest)(nil),       // 100: slimfaas.v1.ExplainRequest
-	(*ExplainResponse)(nil),      // 101: slimfaas.v1.ExplainResponse
-	(*EdgeHello)(nil),            // 102: slimfaas.v1.EdgeHello
-	(*EventShare)(nil),           // 103: slimfaas.v1.EventShare
-	(*EventTarget)(nil),          // 104: slimfaas.v1.EventTarget
-	(*EventShareReply)(nil),      // 105: slimfaas.v1.EventShareReply
-	(*EventResult)(nil),          // 106: slimfaas.v1.EventResult
+	(*GetCallRequest)(nil),       // 47: slimfaas.v1.GetCallRequest
+	(*GetCallResponse)(nil),      // 48: slimfaas.v1.GetCallResponse
+	(*GetResultRequest)(nil),     // 49: slimfaas.v1.GetResultRequest
+	(*GetResultResponse)(nil),    // 50: slimfaas.v1.GetResultResponse
+	(*ListDeadRequest)(nil),      // 51: slimfaas.v1.ListDeadRequest
+	(*ListDeadResponse)(nil),     // 52: slimfaas.v1.ListDeadResponse
+	(*RedriveRequest)(nil),       // 53: slimfaas.v1.RedriveRequest
+	(*RedriveResponse)(nil),      // 54: slimfaas.v1.RedriveResponse
+	(*PurgeRequest)(nil),         // 55: slimfaas.v1.PurgeRequest
+	(*PurgeResponse)(nil),        // 56: slimfaas.v1.PurgeResponse
+	(*Call)(nil),                 // 57: slimfaas.v1.Call
+	(*FactsRequest)(nil),         // 58: slimfaas.v1.FactsRequest
+	(*FactsResponse)(nil),        // 59: slimfaas.v1.FactsResponse
+	(*Session)(nil),              // 60: slimfaas.v1.Session
+	(*Lock)(nil),                 // 61: slimfaas.v1.Lock
+	(*LastActivity)(nil),         // 62: slimfaas.v1.LastActivity
+	(*Override)(nil),             // 63: slimfaas.v1.Override
+	(*DemandRequest)(nil),        // 64: slimfaas.v1.DemandRequest
+	(*ClusterRequest)(nil),       // 65: slimfaas.v1.ClusterRequest
+	(*ClusterResponse)(nil),      // 66: slimfaas.v1.ClusterResponse
+	(*Member)(nil),               // 67: slimfaas.v1.Member
+	(*NodeRequest)(nil),          // 68: slimfaas.v1.NodeRequest
+	(*NodeResponse)(nil),         // 69: slimfaas.v1.NodeResponse
+	(*AddMemberRequest)(nil),     // 70: slimfaas.v1.AddMemberRequest
+	(*PromoteMemberRequest)(nil), // 71: slimfaas.v1.PromoteMemberRequest
+	(*RemoveMemberRequest)(nil),  // 72: slimfaas.v1.RemoveMemberRequest
+	(*ChangeResponse)(nil),       // 73: slimfaas.v1.ChangeResponse
+	(*TransferRequest)(nil),      // 74: slimfaas.v1.TransferRequest
+	(*TransferResponse)(nil),     // 75: slimfaas.v1.TransferResponse
+	(*BackupRequest)(nil),        // 76: slimfaas.v1.BackupRequest
+	(*BackupResponse)(nil),       // 77: slimfaas.v1.BackupResponse
+	(*BackupHeader)(nil),         // 78: slimfaas.v1.BackupHeader
+	(*BackupEnd)(nil),            // 79: slimfaas.v1.BackupEnd
+	(*Version)(nil),              // 80: slimfaas.v1.Version
+	(*FunctionRecord)(nil),       // 81: slimfaas.v1.FunctionRecord
+	(*Replica)(nil),              // 82: slimfaas.v1.Replica
+	(*Probe)(nil),                // 83: slimfaas.v1.Probe
+	(*TableDigest)(nil),          // 84: slimfaas.v1.TableDigest
+	(*PullRequest)(nil),          // 85: slimfaas.v1.PullRequest
+	(*PullResponse)(nil),         // 86: slimfaas.v1.PullResponse
+	(*Wake)(nil),                 // 87: slimfaas.v1.Wake
+	(*Sighting)(nil),             // 88: slimfaas.v1.Sighting
+	(*RecordAnnouncement)(nil),   // 89: slimfaas.v1.RecordAnnouncement
+	(*LoadReport)(nil),           // 90: slimfaas.v1.LoadReport
+	(*FunctionLoad)(nil),         // 91: slimfaas.v1.FunctionLoad
+	(*DrainReport)(nil),          // 92: slimfaas.v1.DrainReport
+	(*DemandReport)(nil),         // 93: slimfaas.v1.DemandReport
+	(*FunctionDemand)(nil),       // 94: slimfaas.v1.FunctionDemand
+	(*FactsChanged)(nil),         // 95: slimfaas.v1.FactsChanged
+	(*TableAsk)(nil),             // 96: slimfaas.v1.TableAsk
+	(*ExplainRequest)(nil),       // 97: slimfaas.v1.ExplainRequest
+	(*ExplainResponse)(nil),      // 98: slimfaas.v1.ExplainResponse
+	(*EdgeHello)(nil),            // 99: slimfaas.v1.EdgeHello
+	(*EventShare)(nil),           // 100: slimfaas.v1.EventShare
+	(*EventTarget)(nil),          // 101: slimfaas.v1.EventTarget
+	(*EventShareReply)(nil),      // 102: slimfaas.v1.EventShareReply
+	(*EventResult)(nil),          // 103: slimfaas.v1.EventResult
+	(*StoredRequest)(nil),        // 104: slimfaas.v1.StoredRequest
 }
 var file_slimfaas_proto_depIdxs = []int32{
 	10,  // 0: slimfaas.v1.SubmitRequest.ops:type_name -> slimfaas.v1.Op
@@ -7868,85 +7654,83 @@ var file_slimfaas_proto_depIdxs = []int32{
 	43,  // 39: slimfaas.v1.SlotReport.functions:type_name -> slimfaas.v1.FunctionSlots
 	44,  // 40: slimfaas.v1.FunctionSlots.pools:type_name -> slimfaas.v1.Slots
 	46,  // 41: slimfaas.v1.SlotOrder.shares:type_name -> slimfaas.v1.SlotShare
-	49,  // 42: slimfaas.v1.StoredRequest.headers:type_name -> slimfaas.v1.Header
-	49,  // 43: slimfaas.v1.StoredAnswer.headers:type_name -> slimfaas.v1.Header
-	60,  // 44: slimfaas.v1.GetCallResponse.call:type_name -> slimfaas.v1.Call
-	60,  // 45: slimfaas.v1.GetResultResponse.call:type_name -> slimfaas.v1.Call
-	0,   // 46: slimfaas.v1.ListDeadResponse.code:type_name -> slimfaas.v1.Code
-	60,  // 47: slimfaas.v1.ListDeadResponse.calls:type_name -> slimfaas.v1.Call
-	4,   // 48: slimfaas.v1.Call.state:type_name -> slimfaas.v1.CallState
-	63,  // 49: slimfaas.v1.FactsResponse.sessions:type_name -> slimfaas.v1.Session
-	64,  // 50: slimfaas.v1.FactsResponse.locks:type_name -> slimfaas.v1.Lock
-	65,  // 51: slimfaas.v1.FactsResponse.history:type_name -> slimfaas.v1.LastActivity
-	66,  // 52: slimfaas.v1.FactsResponse.overrides:type_name -> slimfaas.v1.Override
-	2,   // 53: slimfaas.v1.Session.kind:type_name -> slimfaas.v1.SessionKind
-	70,  // 54: slimfaas.v1.ClusterResponse.members:type_name -> slimfaas.v1.Member
-	69,  // 55: slimfaas.v1.NodeResponse.cluster:type_name -> slimfaas.v1.ClusterResponse
-	70,  // 56: slimfaas.v1.AddMemberRequest.member:type_name -> slimfaas.v1.Member
-	81,  // 57: slimfaas.v1.BackupResponse.header:type_name -> slimfaas.v1.BackupHeader
-	82,  // 58: slimfaas.v1.BackupResponse.end:type_name -> slimfaas.v1.BackupEnd
-	83,  // 59: slimfaas.v1.FunctionRecord.version:type_name -> slimfaas.v1.Version
-	85,  // 60: slimfaas.v1.FunctionRecord.replicas:type_name -> slimfaas.v1.Replica
-	5,   // 61: slimfaas.v1.Replica.state:type_name -> slimfaas.v1.ReplicaState
-	86,  // 62: slimfaas.v1.Replica.probe:type_name -> slimfaas.v1.Probe
-	6,   // 63: slimfaas.v1.Probe.kind:type_name -> slimfaas.v1.ProbeKind
-	83,  // 64: slimfaas.v1.TableDigest.version:type_name -> slimfaas.v1.Version
-	83,  // 65: slimfaas.v1.PullRequest.since:type_name -> slimfaas.v1.Version
-	87,  // 66: slimfaas.v1.PullResponse.digest:type_name -> slimfaas.v1.TableDigest
-	84,  // 67: slimfaas.v1.PullResponse.records:type_name -> slimfaas.v1.FunctionRecord
-	85,  // 68: slimfaas.v1.Sighting.replica:type_name -> slimfaas.v1.Replica
-	84,  // 69: slimfaas.v1.RecordAnnouncement.record:type_name -> slimfaas.v1.FunctionRecord
-	83,  // 70: slimfaas.v1.RecordAnnouncement.version:type_name -> slimfaas.v1.Version
-	94,  // 71: slimfaas.v1.LoadReport.functions:type_name -> slimfaas.v1.FunctionLoad
-	95,  // 72: slimfaas.v1.FunctionLoad.draining:type_name -> slimfaas.v1.DrainReport
-	83,  // 73: slimfaas.v1.DrainReport.version:type_name -> slimfaas.v1.Version
-	97,  // 74: slimfaas.v1.DemandReport.functions:type_name -> slimfaas.v1.FunctionDemand
-	47,  // 75: slimfaas.v1.EventShare.request:type_name -> slimfaas.v1.StoredRequest
-	104, // 76: slimfaas.v1.EventShare.targets:type_name -> slimfaas.v1.EventTarget
-	106, // 77: slimfaas.v1.EventShareReply.results:type_name -> slimfaas.v1.EventResult
-	8,   // 78: slimfaas.v1.QueueService.Submit:input_type -> slimfaas.v1.SubmitRequest
-	27,  // 79: slimfaas.v1.QueueService.Deliver:input_type -> slimfaas.v1.DeliverUp
-	25,  // 80: slimfaas.v1.QueueService.Heartbeat:input_type -> slimfaas.v1.HeartbeatRequest
-	50,  // 81: slimfaas.v1.QueueService.GetCall:input_type -> slimfaas.v1.GetCallRequest
-	52,  // 82: slimfaas.v1.QueueService.GetResult:input_type -> slimfaas.v1.GetResultRequest
-	54,  // 83: slimfaas.v1.QueueService.ListDead:input_type -> slimfaas.v1.ListDeadRequest
-	56,  // 84: slimfaas.v1.QueueService.Redrive:input_type -> slimfaas.v1.RedriveRequest
-	58,  // 85: slimfaas.v1.QueueService.Purge:input_type -> slimfaas.v1.PurgeRequest
-	61,  // 86: slimfaas.v1.QueueService.Facts:input_type -> slimfaas.v1.FactsRequest
-	67,  // 87: slimfaas.v1.QueueService.Demand:input_type -> slimfaas.v1.DemandRequest
-	68,  // 88: slimfaas.v1.QueueService.Cluster:input_type -> slimfaas.v1.ClusterRequest
-	35,  // 89: slimfaas.v1.QueueService.ReadPayload:input_type -> slimfaas.v1.ReadPayloadRequest
-	88,  // 90: slimfaas.v1.TableService.Pull:input_type -> slimfaas.v1.PullRequest
-	71,  // 91: slimfaas.v1.AdminService.Node:input_type -> slimfaas.v1.NodeRequest
-	73,  // 92: slimfaas.v1.AdminService.AddMember:input_type -> slimfaas.v1.AddMemberRequest
-	74,  // 93: slimfaas.v1.AdminService.PromoteMember:input_type -> slimfaas.v1.PromoteMemberRequest
-	75,  // 94: slimfaas.v1.AdminService.RemoveMember:input_type -> slimfaas.v1.RemoveMemberRequest
-	77,  // 95: slimfaas.v1.AdminService.Transfer:input_type -> slimfaas.v1.TransferRequest
-	79,  // 96: slimfaas.v1.AdminService.Backup:input_type -> slimfaas.v1.BackupRequest
-	9,   // 97: slimfaas.v1.QueueService.Submit:output_type -> slimfaas.v1.SubmitResponse
-	28,  // 98: slimfaas.v1.QueueService.Deliver:output_type -> slimfaas.v1.DeliverDown
-	26,  // 99: slimfaas.v1.QueueService.Heartbeat:output_type -> slimfaas.v1.HeartbeatResponse
-	51,  // 100: slimfaas.v1.QueueService.GetCall:output_type -> slimfaas.v1.GetCallResponse
-	53,  // 101: slimfaas.v1.QueueService.GetResult:output_type -> slimfaas.v1.GetResultResponse
-	55,  // 102: slimfaas.v1.QueueService.ListDead:output_type -> slimfaas.v1.ListDeadResponse
-	57,  // 103: slimfaas.v1.QueueService.Redrive:output_type -> slimfaas.v1.RedriveResponse
-	59,  // 104: slimfaas.v1.QueueService.Purge:output_type -> slimfaas.v1.PurgeResponse
-	62,  // 105: slimfaas.v1.QueueService.Facts:output_type -> slimfaas.v1.FactsResponse
-	96,  // 106: slimfaas.v1.QueueService.Demand:output_type -> slimfaas.v1.DemandReport
-	69,  // 107: slimfaas.v1.QueueService.Cluster:output_type -> slimfaas.v1.ClusterResponse
-	36,  // 108: slimfaas.v1.QueueService.ReadPayload:output_type -> slimfaas.v1.ReadPayloadResponse
-	89,  // 109: slimfaas.v1.TableService.Pull:output_type -> slimfaas.v1.PullResponse
-	72,  // 110: slimfaas.v1.AdminService.Node:output_type -> slimfaas.v1.NodeResponse
-	76,  // 111: slimfaas.v1.AdminService.AddMember:output_type -> slimfaas.v1.ChangeResponse
-	76,  // 112: slimfaas.v1.AdminService.PromoteMember:output_type -> slimfaas.v1.ChangeResponse
-	76,  // 113: slimfaas.v1.AdminService.RemoveMember:output_type -> slimfaas.v1.ChangeResponse
-	78,  // 114: slimfaas.v1.AdminService.Transfer:output_type -> slimfaas.v1.TransferResponse
-	80,  // 115: slimfaas.v1.AdminService.Backup:output_type -> slimfaas.v1.BackupResponse
-	97,  // [97:116] is the sub-list for method output_type
-	78,  // [78:97] is the sub-list for method input_type
-	78,  // [78:78] is the sub-list for extension type_name
-	78,  // [78:78] is the sub-list for extension extendee
-	0,   // [0:78] is the sub-list for field type_name
+	57,  // 42: slimfaas.v1.GetCallResponse.call:type_name -> slimfaas.v1.Call
+	57,  // 43: slimfaas.v1.GetResultResponse.call:type_name -> slimfaas.v1.Call
+	0,   // 44: slimfaas.v1.ListDeadResponse.code:type_name -> slimfaas.v1.Code
+	57,  // 45: slimfaas.v1.ListDeadResponse.calls:type_name -> slimfaas.v1.Call
+	4,   // 46: slimfaas.v1.Call.state:type_name -> slimfaas.v1.CallState
+	60,  // 47: slimfaas.v1.FactsResponse.sessions:type_name -> slimfaas.v1.Session
+	61,  // 48: slimfaas.v1.FactsResponse.locks:type_name -> slimfaas.v1.Lock
+	62,  // 49: slimfaas.v1.FactsResponse.history:type_name -> slimfaas.v1.LastActivity
+	63,  // 50: slimfaas.v1.FactsResponse.overrides:type_name -> slimfaas.v1.Override
+	2,   // 51: slimfaas.v1.Session.kind:type_name -> slimfaas.v1.SessionKind
+	67,  // 52: slimfaas.v1.ClusterResponse.members:type_name -> slimfaas.v1.Member
+	66,  // 53: slimfaas.v1.NodeResponse.cluster:type_name -> slimfaas.v1.ClusterResponse
+	67,  // 54: slimfaas.v1.AddMemberRequest.member:type_name -> slimfaas.v1.Member
+	78,  // 55: slimfaas.v1.BackupResponse.header:type_name -> slimfaas.v1.BackupHeader
+	79,  // 56: slimfaas.v1.BackupResponse.end:type_name -> slimfaas.v1.BackupEnd
+	80,  // 57: slimfaas.v1.FunctionRecord.version:type_name -> slimfaas.v1.Version
+	82,  // 58: slimfaas.v1.FunctionRecord.replicas:type_name -> slimfaas.v1.Replica
+	5,   // 59: slimfaas.v1.Replica.state:type_name -> slimfaas.v1.ReplicaState
+	83,  // 60: slimfaas.v1.Replica.probe:type_name -> slimfaas.v1.Probe
+	6,   // 61: slimfaas.v1.Probe.kind:type_name -> slimfaas.v1.ProbeKind
+	80,  // 62: slimfaas.v1.TableDigest.version:type_name -> slimfaas.v1.Version
+	80,  // 63: slimfaas.v1.PullRequest.since:type_name -> slimfaas.v1.Version
+	84,  // 64: slimfaas.v1.PullResponse.digest:type_name -> slimfaas.v1.TableDigest
+	81,  // 65: slimfaas.v1.PullResponse.records:type_name -> slimfaas.v1.FunctionRecord
+	82,  // 66: slimfaas.v1.Sighting.replica:type_name -> slimfaas.v1.Replica
+	81,  // 67: slimfaas.v1.RecordAnnouncement.record:type_name -> slimfaas.v1.FunctionRecord
+	80,  // 68: slimfaas.v1.RecordAnnouncement.version:type_name -> slimfaas.v1.Version
+	91,  // 69: slimfaas.v1.LoadReport.functions:type_name -> slimfaas.v1.FunctionLoad
+	92,  // 70: slimfaas.v1.FunctionLoad.draining:type_name -> slimfaas.v1.DrainReport
+	80,  // 71: slimfaas.v1.DrainReport.version:type_name -> slimfaas.v1.Version
+	94,  // 72: slimfaas.v1.DemandReport.functions:type_name -> slimfaas.v1.FunctionDemand
+	104, // 73: slimfaas.v1.EventShare.request:type_name -> slimfaas.v1.StoredRequest
+	101, // 74: slimfaas.v1.EventShare.targets:type_name -> slimfaas.v1.EventTarget
+	103, // 75: slimfaas.v1.EventShareReply.results:type_name -> slimfaas.v1.EventResult
+	8,   // 76: slimfaas.v1.QueueService.Submit:input_type -> slimfaas.v1.SubmitRequest
+	27,  // 77: slimfaas.v1.QueueService.Deliver:input_type -> slimfaas.v1.DeliverUp
+	25,  // 78: slimfaas.v1.QueueService.Heartbeat:input_type -> slimfaas.v1.HeartbeatRequest
+	47,  // 79: slimfaas.v1.QueueService.GetCall:input_type -> slimfaas.v1.GetCallRequest
+	49,  // 80: slimfaas.v1.QueueService.GetResult:input_type -> slimfaas.v1.GetResultRequest
+	51,  // 81: slimfaas.v1.QueueService.ListDead:input_type -> slimfaas.v1.ListDeadRequest
+	53,  // 82: slimfaas.v1.QueueService.Redrive:input_type -> slimfaas.v1.RedriveRequest
+	55,  // 83: slimfaas.v1.QueueService.Purge:input_type -> slimfaas.v1.PurgeRequest
+	58,  // 84: slimfaas.v1.QueueService.Facts:input_type -> slimfaas.v1.FactsRequest
+	64,  // 85: slimfaas.v1.QueueService.Demand:input_type -> slimfaas.v1.DemandRequest
+	65,  // 86: slimfaas.v1.QueueService.Cluster:input_type -> slimfaas.v1.ClusterRequest
+	35,  // 87: slimfaas.v1.QueueService.ReadPayload:input_type -> slimfaas.v1.ReadPayloadRequest
+	85,  // 88: slimfaas.v1.TableService.Pull:input_type -> slimfaas.v1.PullRequest
+	68,  // 89: slimfaas.v1.AdminService.Node:input_type -> slimfaas.v1.NodeRequest
+	70,  // 90: slimfaas.v1.AdminService.AddMember:input_type -> slimfaas.v1.AddMemberRequest
+	71,  // 91: slimfaas.v1.AdminService.PromoteMember:input_type -> slimfaas.v1.PromoteMemberRequest
+	72,  // 92: slimfaas.v1.AdminService.RemoveMember:input_type -> slimfaas.v1.RemoveMemberRequest
+	74,  // 93: slimfaas.v1.AdminService.Transfer:input_type -> slimfaas.v1.TransferRequest
+	76,  // 94: slimfaas.v1.AdminService.Backup:input_type -> slimfaas.v1.BackupRequest
+	9,   // 95: slimfaas.v1.QueueService.Submit:output_type -> slimfaas.v1.SubmitResponse
+	28,  // 96: slimfaas.v1.QueueService.Deliver:output_type -> slimfaas.v1.DeliverDown
+	26,  // 97: slimfaas.v1.QueueService.Heartbeat:output_type -> slimfaas.v1.HeartbeatResponse
+	48,  // 98: slimfaas.v1.QueueService.GetCall:output_type -> slimfaas.v1.GetCallResponse
+	50,  // 99: slimfaas.v1.QueueService.GetResult:output_type -> slimfaas.v1.GetResultResponse
+	52,  // 100: slimfaas.v1.QueueService.ListDead:output_type -> slimfaas.v1.ListDeadResponse
+	54,  // 101: slimfaas.v1.QueueService.Redrive:output_type -> slimfaas.v1.RedriveResponse
+	56,  // 102: slimfaas.v1.QueueService.Purge:output_type -> slimfaas.v1.PurgeResponse
+	59,  // 103: slimfaas.v1.QueueService.Facts:output_type -> slimfaas.v1.FactsResponse
+	93,  // 104: slimfaas.v1.QueueService.Demand:output_type -> slimfaas.v1.DemandReport
+	66,  // 105: slimfaas.v1.QueueService.Cluster:output_type -> slimfaas.v1.ClusterResponse
+	36,  // 106: slimfaas.v1.QueueService.ReadPayload:output_type -> slimfaas.v1.ReadPayloadResponse
+	86,  // 107: slimfaas.v1.TableService.Pull:output_type -> slimfaas.v1.PullResponse
+	69,  // 108: slimfaas.v1.AdminService.Node:output_type -> slimfaas.v1.NodeResponse
+	73,  // 109: slimfaas.v1.AdminService.AddMember:output_type -> slimfaas.v1.ChangeResponse
+	73,  // 110: slimfaas.v1.AdminService.PromoteMember:output_type -> slimfaas.v1.ChangeResponse
+	73,  // 111: slimfaas.v1.AdminService.RemoveMember:output_type -> slimfaas.v1.ChangeResponse
+	75,  // 112: slimfaas.v1.AdminService.Transfer:output_type -> slimfaas.v1.TransferResponse
+	77,  // 113: slimfaas.v1.AdminService.Backup:output_type -> slimfaas.v1.BackupResponse
+	95,  // [95:114] is the sub-list for method output_type
+	76,  // [76:95] is the sub-list for method input_type
+	76,  // [76:76] is the sub-list for extension type_name
+	76,  // [76:76] is the sub-list for extension extendee
+	0,   // [0:76] is the sub-list for field type_name
 }
 
 func init() { file_slimfaas_proto_init() }
@@ -7954,6 +7738,7 @@ func file_slimfaas_proto_init() {
 	if File_slimfaas_proto != nil {
 		return
 	}
+	file_stored_proto_init()
 	file_slimfaas_proto_msgTypes[3].OneofWrappers = []any{
 		(*Op_Accept)(nil),
 		(*Op_AcceptFrame)(nil),
@@ -7985,7 +7770,7 @@ func file_slimfaas_proto_init() {
 		(*DeliverDown_NotLeader)(nil),
 		(*DeliverDown_Slots)(nil),
 	}
-	file_slimfaas_proto_msgTypes[73].OneofWrappers = []any{
+	file_slimfaas_proto_msgTypes[70].OneofWrappers = []any{
 		(*BackupResponse_Header)(nil),
 		(*BackupResponse_Data)(nil),
 		(*BackupResponse_End)(nil),
@@ -7996,7 +7781,7 @@ func file_slimfaas_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_slimfaas_proto_rawDesc), len(file_slimfaas_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   100,
+			NumMessages:   97,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strconv"
 	"time"
+	"unicode/utf8"
 
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
@@ -53,8 +54,8 @@ func OptionsFrom(h http.Header) (o CallOptions, err error) {
 	}
 	if values := h[HeaderIdempotencyKey]; len(values) > 0 {
 		o.Key = values[0]
-		if len(values) > 1 || o.Key == "" || len(o.Key) > wire.MaxIdempotencyKey {
-			errs = append(errs, fmt.Errorf("%s is one value of 1 to %d bytes", HeaderIdempotencyKey, wire.MaxIdempotencyKey))
+		if len(values) > 1 || o.Key == "" || len(o.Key) > wire.MaxIdempotencyKey || !utf8.ValidString(o.Key) {
+			errs = append(errs, fmt.Errorf("%s is one value of 1 to %d bytes of UTF-8", HeaderIdempotencyKey, wire.MaxIdempotencyKey))
 		}
 	}
 	return o, errors.Join(errs...)

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
 
@@ -81,14 +83,29 @@ func TestPathAndQueryGoOutByteForByte(t *testing.T) {
 		{"/a;b=c|d\"{}", "a=b;c", "/a;b=c|d\"{}?a=b;c"},
 		{"/%41%e2%82%ac", "", "/%41%e2%82%ac"},
 		{"//odd|", "x", "http://" + address + "//odd|?x"},
+		{"/\xff\xe9", "q=\xfe", "/\xff\xe9?q=\xfe"},
 	} {
-		if _, err := transport.Send(t.Context(), address, &wire.StoredRequest{Method: "GET", Path: c.path, Query: c.query}, nil); err != nil {
+		if _, err := transport.Send(t.Context(), address, kept(t, &wire.StoredRequest{Method: "GET", Path: c.path, Query: c.query}), nil); err != nil {
 			t.Errorf("%s: %v", c.path, err)
 		}
 		if got != c.want {
 			t.Errorf("%s?%s arrived as %s, want %s", c.path, c.query, got, c.want)
 		}
 	}
+}
+
+// kept is the request after it has been stored.
+func kept(t *testing.T, request *wire.StoredRequest) *wire.StoredRequest {
+	t.Helper()
+	raw, err := proto.Marshal(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := &wire.StoredRequest{}
+	if err := proto.Unmarshal(raw, again); err != nil {
+		t.Fatal(err)
+	}
+	return again
 }
 
 func TestMethodBodyAndHeadersArrive(t *testing.T) {
@@ -108,8 +125,9 @@ func TestMethodBodyAndHeadersArrive(t *testing.T) {
 		for _, text := range []string{"", "a body"} {
 			stored := &wire.StoredRequest{Method: method, Path: "/", Body: []byte(text), Headers: []*wire.Header{
 				{Name: "X-Mine", Values: []string{"a", "b"}}, {Name: "Idempotency-Key", Values: []string{"k"}}, {Name: "Connection", Values: []string{"close"}},
+				{Name: "X-Latin-1", Values: []string{"caf\xe9"}},
 			}}
-			answer, err := transport.Send(t.Context(), address, stored, http.Header{HeaderElementID: {"the-id"}})
+			answer, err := transport.Send(t.Context(), address, kept(t, stored), http.Header{HeaderElementID: {"the-id"}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -119,7 +137,7 @@ func TestMethodBodyAndHeadersArrive(t *testing.T) {
 			if got.Method != method || string(body) != text || got.Host != address || len(got.TransferEncoding) != 0 || got.ContentLength != int64(len(text)) {
 				t.Errorf("%s with %q arrived as %s with %q, host %s, %v %d", method, text, got.Method, body, got.Host, got.TransferEncoding, got.ContentLength)
 			}
-			if len(got.Header["X-Mine"]) != 2 || got.Header.Get("Idempotency-Key") != "k" || got.Header.Get("SlimFaas-Element-Id") != "the-id" ||
+			if len(got.Header["X-Mine"]) != 2 || got.Header.Get("X-Latin-1") != "caf\xe9" || got.Header.Get("Idempotency-Key") != "k" || got.Header.Get("SlimFaas-Element-Id") != "the-id" ||
 				got.Header.Get("Connection") != "" || got.Header.Get("User-Agent") != "" || got.Header.Get("Accept-Encoding") != "" {
 				t.Errorf("%s: headers %v", method, got.Header)
 			}
