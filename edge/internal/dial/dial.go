@@ -106,7 +106,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 // written, or not whole, and read why nothing was read behind it.
 //
 // All is done in one wait for the connection. Otherwise the read tries first, of which nothing can come at that moment, and that
-// costs a twentieth of all that an edge does for a call. The wait is sure to hear of what comes after the look, for it listens from
+// is a system call. The wait is sure to hear of what comes after the look, for it listens from
 // before that on; of what came before, only the look can tell.
 func (c *Conn) Ask(idle bool, write func(net.Conn) error, answer []byte) (n int, wrote, read error) {
 	sc, ok := c.Conn.(syscall.Conn)
