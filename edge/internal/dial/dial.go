@@ -102,12 +102,12 @@ func (c *Conn) Write(p []byte) (int, error) {
 }
 
 // Ask makes a request, which write writes to the connection, and reads the first bytes of its answer. idle: the connection was, and
-// nothing is written where Quiet says no (ErrIdleClosed). wrote is why the request was not
-// written, or not whole, and read why nothing was read behind it.
+// nothing is written where Quiet says no (ErrIdleClosed). wrote is why the request was not written, or not whole, and read why
+// nothing was read behind it.
 //
-// All is done in one wait for the connection. Otherwise the read tries first, of which nothing can come at that moment, and that
-// is a system call. The wait is sure to hear of what comes after the look, for it listens from
-// before that on; of what came before, only the look can tell.
+// All is done in one wait for the connection. Otherwise the read tries first, of which nothing can come at that moment, and that is
+// a system call. The wait is sure to hear of what comes after the look, for it listens from before that on; of what came before,
+// only the look can tell.
 func (c *Conn) Ask(idle bool, write func(net.Conn) error, answer []byte) (n int, wrote, read error) {
 	sc, ok := c.Conn.(syscall.Conn)
 	if !ok {
