@@ -208,9 +208,10 @@ func (o *observer) scale(deployment string) (*sights, error) {
 	return s, nil
 }
 
+// percentile by nearest rank: the smallest value that p of a hundred are not above.
 func percentile(all []time.Duration, p int) time.Duration {
-	slices.Sort(all)
-	return all[min(len(all)*p/100, len(all)-1)]
+	sorted := slices.Sorted(slices.Values(all))
+	return sorted[max((len(sorted)*p+99)/100-1, 0)]
 }
 
 // Of one machine that is everything at once, the API server's own time is most of a wake: at CI's size a wake is held against the
@@ -266,6 +267,9 @@ func (o *observer) judge(t *testing.T, what string, all, byTest []*sights) {
 		}
 		median, p95 := percentile(figure.all, 50), percentile(figure.all, 95)
 		t.Logf("figure %s, %s: median %v, p95 %v, n=%d (bars %v, %v)", what, figure.name, median.Round(100*time.Microsecond), p95.Round(100*time.Microsecond), len(figure.all), figure.median, figure.p95)
+		if full() && len(figure.all) <= 20 {
+			t.Logf("%s, %s, in the order of the answers: %v", what, figure.name, figure.all)
+		}
 		if figure.judged && (median > figure.median || p95 > figure.p95) {
 			t.Errorf("%s, %s: median %v, p95 %v", what, figure.name, median, p95)
 		}
