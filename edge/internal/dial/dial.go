@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"sync/atomic"
@@ -101,58 +100,6 @@ func (c *Conn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Ask makes a request, which write writes to the connection, and reads the first bytes of its answer. idle: the connection was, and
-// nothing is written where Quiet says no (ErrIdleClosed). wrote is why the request was not written, or not whole, and read why
-// nothing was read behind it.
-//
-// All is done in one wait for the connection. Otherwise the read tries first, of which nothing can come at that moment, and that is
-// a system call. The wait is sure to hear of what comes after the look, for it listens from before that on; of what came before,
-// only the look can tell.
-func (c *Conn) Ask(idle bool, write func(net.Conn) error, answer []byte) (n int, wrote, read error) {
-	sc, ok := c.Conn.(syscall.Conn)
-	if !ok {
-		return 0, fmt.Errorf("asking over a %T, which is no socket", c.Conn), nil
-	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return 0, err, nil
-	}
-	began := false
-	err = raw.Read(func(fd uintptr) (done bool) {
-		if !began {
-			began = true
-			still := quiet(fd)
-			if idle && !still {
-				wrote = ErrIdleClosed
-			} else {
-				wrote = write(c)
-			}
-			if wrote != nil || still {
-				return wrote != nil
-			}
-		}
-		for {
-			n, read = syscall.Read(int(fd), answer)
-			if read != syscall.EINTR { //nolint:errorlint // an Errno itself
-				break
-			}
-		}
-		if read == syscall.EAGAIN { //nolint:errorlint // as above
-			return false
-		}
-		if n = max(n, 0); read == nil && n == 0 {
-			read = io.EOF
-		}
-		return true
-	})
-	if err != nil && !began {
-		wrote = err
-	} else if err != nil {
-		n, read = 0, err
-	}
-	return n, wrote, read
-}
-
 // closedByPeer looks, without waiting and without taking anything, whether an idle connection has come to its end, or carries
 // bytes nobody asked for.
 func closedByPeer(conn net.Conn) bool {
@@ -164,16 +111,12 @@ func closedByPeer(conn net.Conn) bool {
 	if err != nil {
 		return true // closed on our side
 	}
-	still := false
-	if err := raw.Control(func(fd uintptr) { still = quiet(fd) }); err != nil {
+	var peek error
+	var one [1]byte
+	if err := raw.Control(func(fd uintptr) {
+		_, _, peek = syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	}); err != nil {
 		return true
 	}
-	return !still
-}
-
-// quiet says that nothing can be read from the socket, not even its end.
-func quiet(fd uintptr) bool {
-	var one [1]byte
-	_, _, err := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-	return errors.Is(err, syscall.EAGAIN)
+	return !errors.Is(peek, syscall.EAGAIN)
 }

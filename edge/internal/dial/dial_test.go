@@ -3,10 +3,7 @@ package dial
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
-	"os"
-	"runtime"
 	"testing"
 	"time"
 
@@ -82,68 +79,5 @@ func TestNothingIsWrittenToAnIdleConnectionThatTheFunctionClosed(t *testing.T) {
 	}
 	if _, err := conn.Write([]byte("second")); !errors.Is(err, ErrIdleClosed) || !unsent() {
 		t.Fatalf("second request: %v, unsent %v", err, unsent())
-	}
-}
-
-func TestAQuestionIsAskedOnceAndItsAnswerAwaited(t *testing.T) {
-	t.Parallel()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	near, err := Context(t.Context(), "tcp", listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer near.Close()
-	function, err := listener.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, answer := near.(*Conn), make([]byte, 10)
-	question := func(c net.Conn) error {
-		_, err := c.Write([]byte("question"))
-		return err
-	}
-	for i := range 1000 { // the answer comes at once, and later
-		go func() {
-			buf := make([]byte, 8)
-			if _, err := io.ReadFull(function, buf); err != nil {
-				t.Error(err)
-			}
-			if i%2 == 0 {
-				runtime.Gosched()
-			}
-			_, _ = function.Write([]byte("answer"))
-		}()
-		n, wrote, read := conn.Ask(i > 0, question, answer)
-		if wrote != nil || read != nil || string(answer[:n]) != "answer" {
-			t.Fatalf("question %d: %q, %v, %v", i, answer[:n], wrote, read)
-		}
-	}
-	_ = conn.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
-	if _, wrote, read := conn.Ask(true, question, answer); wrote != nil || !errors.Is(read, os.ErrDeadlineExceeded) {
-		t.Errorf("no answer in time: %v, %v", wrote, read)
-	}
-	_ = conn.SetReadDeadline(time.Time{})
-	if _, err := function.Write([]byte("unasked")); err != nil {
-		t.Fatal(err)
-	}
-	testkit.Eventually(t, 5*time.Second, "it has come", func() bool { return !conn.Quiet() })
-	unasked := func(net.Conn) error { t.Error("the question is asked"); return nil }
-	if _, wrote, _ := conn.Ask(true, unasked, answer); !errors.Is(wrote, ErrIdleClosed) {
-		t.Errorf("behind bytes that nobody asked for: %v", wrote)
-	}
-	if n, err := conn.Read(answer); err != nil || string(answer[:n]) != "unasked" {
-		t.Fatal(err)
-	}
-	_ = function.(*net.TCPConn).CloseWrite()
-	if _, wrote, read := conn.Ask(false, question, answer); wrote != nil || !errors.Is(read, io.EOF) {
-		t.Errorf("the end instead of an answer: %v, %v", wrote, read)
-	}
-	_ = conn.Close()
-	if _, wrote, _ := conn.Ask(false, unasked, answer); !errors.Is(wrote, net.ErrClosed) {
-		t.Errorf("over a connection closed on our side: %v", wrote)
 	}
 }

@@ -10,8 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-
-	"github.com/slimfaas/slimfaas/edge/internal/dial"
 )
 
 // ErrHeader says that an answer's head is none that is passed on.
@@ -35,44 +33,22 @@ var heads = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }
 // maxKeptHead is the largest buffer that is kept, in bytes.
 const maxKeptHead = 64 << 10
 
-// Send writes the head of a request, in one piece, but nothing on a used connection that its function has closed. fields appends the
-// fields, with AppendField. Host and the framing are not its to give. A request without a body is sent when the answer begins, or
-// will not come, which Answer says. sent: at least one byte was written.
+// Send writes the head of a request, in one piece. fields appends the fields, with AppendField. Host and the framing are not its to
+// give. sent: at least one byte was written.
 func (c *Conn) Send(h Head, fields func([]byte) []byte) (sent bool, err error) {
 	buffer := heads.Get().(*[]byte)
 	b := appendHead((*buffer)[:0], h)
 	b = fields(b)
 	b = append(b, "\r\n"...)
-	written := func(to net.Conn) error {
-		n, err := to.Write(b)
-		if sent = n > 0; cap(b) <= maxKeptHead {
-			*buffer = b
-			heads.Put(buffer)
-		}
-		return err //nolint:wrapcheck // Send says of what
+	c.upgrade = h.Upgrade
+	n, err := c.Conn.Write(b)
+	if cap(b) <= maxKeptHead {
+		*buffer = b
+		heads.Put(buffer)
 	}
-	look := c.used
-	c.used, c.upgrade = true, h.Upgrade
-	c.expect()
-	switch conn, ok := c.Conn.(*dial.Conn); {
-	case look && c.r.Buffered() > 0:
-		err = dial.ErrIdleClosed
-	case ok && h.Length == 0:
-		c.ask = func(p []byte) (n int, read error) {
-			if n, err, read = conn.Ask(look, written, p); err != nil {
-				read = err
-			}
-			return n, read
-		}
-		_, _ = c.r.Peek(1) // what it fails with is c.broke or err
-		c.ask = nil
-	case look && !c.quiet():
-		err = dial.ErrIdleClosed
-	default:
-		err = written(c.Conn)
-	}
+	c.used = true
 	if err != nil {
-		return sent, fmt.Errorf("sending the request: %w", err)
+		return n > 0, fmt.Errorf("sending the request: %w", err)
 	}
 	return true, nil
 }
@@ -192,18 +168,6 @@ func (c *Conn) sendPlain(body io.Reader, length int64, buffer []byte) (readErr, 
 	}
 }
 
-// expect the head of an answer.
-func (c *Conn) expect() { c.left, c.limited, c.broke = c.maxHeader, true, nil }
-
-// read what has come; the first bytes of an answer are read by what asks for it, where that waits.
-func (c *Conn) read(p []byte) (int, error) {
-	if ask := c.ask; ask != nil {
-		c.ask = nil
-		return ask(p)
-	}
-	return c.Conn.Read(p) //nolint:wrapcheck // Answer and whoever reads the body say of what
-}
-
 // toHead is what http.ReadResponse wants to know of a request: whether its answer has a body.
 var toHead = &http.Request{Method: http.MethodHead}
 
@@ -215,10 +179,8 @@ func (c *Conn) Answer(method string, informed func(*http.Response)) (*http.Respo
 	if method == http.MethodHead {
 		request = toHead
 	}
+	c.left, c.limited, c.broke = c.maxHeader, true, nil
 	defer func() { c.limited = false }()
-	if c.broke != nil && c.r.Buffered() == 0 { // when the request was sent
-		return nil, fmt.Errorf("reading the answer: %w", unexpected(c.broke))
-	}
 	for {
 		resp, err := http.ReadResponse(c.r, request)
 		switch {
@@ -241,14 +203,6 @@ func (c *Conn) Answer(method string, informed func(*http.Response)) (*http.Respo
 			return resp, nil
 		}
 	}
-}
-
-// unexpected: an answer that has not come whole has ended too early.
-func unexpected(err error) error {
-	if err == io.EOF { //nolint:errorlint // a Reader gives EOF itself
-		return io.ErrUnexpectedEOF
-	}
-	return err
 }
 
 // Silent says that not a byte of an answer has come to the request that Answer was last called for.

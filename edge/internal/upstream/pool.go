@@ -49,15 +49,15 @@ func NewPool(o Options) *Pool {
 	return &Pool{options: o, idle: map[string][]*Conn{}}
 }
 
-// Get gives a connection to the address, the one used last where some are idle, and else a new one. Whether its function has closed
-// an idle one is for Send to see. The error of a dial is the dialer's own. Whoever gets it puts it back or closes it.
+// Get gives a connection to the address, the one used last where some are idle, and else a new one. The error of a dial is the
+// dialer's own. Whoever gets it puts it back or closes it.
 func (p *Pool) Get(ctx context.Context, address string) (*Conn, error) {
 	for {
 		c := p.take(address)
 		if c == nil {
 			break
 		}
-		if time.Since(c.since) < p.options.IdleTimeout {
+		if time.Since(c.since) < p.options.IdleTimeout && c.quiet() {
 			return c, nil
 		}
 		_ = c.Close()
@@ -168,8 +168,6 @@ type Conn struct {
 	broke     error  // why reading it ended; nil: it did not
 	used      bool   // it has carried a request before
 	upgrade   string // what the last request asked for
-	// ask sends the request that is to be sent and reads the first bytes of its answer; nil: there is none.
-	ask func(p []byte) (int, error)
 }
 
 // Used says whether the connection has carried a request before.
@@ -213,7 +211,7 @@ type headLimit Conn
 
 func (l *headLimit) Read(p []byte) (int, error) {
 	if !l.limited {
-		return (*Conn)(l).read(p)
+		return l.Conn.Read(p)
 	}
 	if l.left <= 0 {
 		return 0, fmt.Errorf("the answer's head is larger than %d bytes: %w", l.maxHeader, ErrHeader)
@@ -221,7 +219,7 @@ func (l *headLimit) Read(p []byte) (int, error) {
 	if len(p) > l.left {
 		p = p[:l.left]
 	}
-	n, err := (*Conn)(l).read(p)
+	n, err := l.Conn.Read(p)
 	l.left -= n
 	l.broke = err
 	return n, err
