@@ -31,6 +31,9 @@ func newConns(limit int) *conns {
 // note is http.Server's ConnState. A connection is busy while it has a request under way, its headers included; an HTTP/2
 // connection is idle while it has no stream.
 func (s *conns) note(c net.Conn, state http.ConnState) {
+	if ours := under(c); ours != nil {
+		ours.note(state)
+	}
 	if victim := s.change(c, state); victim != nil {
 		_ = victim.Close() // the server, which reads from it, tells of the end
 	}
@@ -93,6 +96,24 @@ func (s *conns) closeUnused() {
 	for _, c := range unused {
 		_ = c.Close() // the server, which reads from it, tells of the end
 	}
+}
+
+// closeUntouched closes the HTTP/1 connections that are idle and on which nothing has come, and says how many idle ones it found.
+func (s *conns) closeUntouched() (found int) {
+	s.mu.Lock()
+	var idle []net.Conn
+	for place := s.idle.Front(); place != nil; place = place.Next() {
+		if c := place.Value.(net.Conn); under(c) != nil && !under(c).http2.Load() {
+			idle = append(idle, c)
+		}
+	}
+	s.mu.Unlock()
+	for _, c := range idle {
+		if under(c).untouched() {
+			_ = c.Close() // the server, which reads from it, tells of the end
+		}
+	}
+	return len(idle)
 }
 
 // expecting: a connection has just come whose first request is still on its way.

@@ -34,12 +34,20 @@ func (l *lastCall) end() {
 
 // Accept implements net.Listener.
 func (l *lastCall) Accept() (net.Conn, error) {
-	c, err := l.TCPListener.Accept()
+	c, err := l.accept()
+	if err != nil {
+		return nil, err
+	}
+	return &conn{TCPConn: c}, nil
+}
+
+func (l *lastCall) accept() (*net.TCPConn, error) {
+	c, err := l.AcceptTCP()
 	if err == nil || !l.ending.Load() {
-		return c, err
+		return c, err //nolint:wrapcheck // it is the listener
 	}
 	if now := time.Now(); now.Before(l.until) && l.SetDeadline(now.Add(silence)) == nil {
-		if c, err = l.TCPListener.Accept(); err == nil {
+		if c, err = l.AcceptTCP(); err == nil {
 			_ = l.SetDeadline(now) // the next one looks again
 			return c, nil
 		}

@@ -79,7 +79,7 @@ func New(o Options) *Server {
 	root, abort := context.WithCancel(context.Background())
 	s := &Server{options: o, abort: abort, conns: newConns(o.MaxConns)}
 	s.http = &http.Server{
-		Handler:           o.Handler,
+		Handler:           http.HandlerFunc(s.handle),
 		ConnState:         s.conns.note,
 		ReadHeaderTimeout: HeaderTimeout,
 		IdleTimeout:       IdleTimeout,
@@ -94,7 +94,12 @@ func New(o Options) *Server {
 		},
 		ErrorLog:    slog.NewLogLogger(o.Log.With("listener", o.Name).Handler(), slog.LevelDebug),
 		BaseContext: func(net.Listener) context.Context { return root },
-		ConnContext: o.ConnContext,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if ctx = known(ctx, c); o.ConnContext != nil {
+				ctx = o.ConnContext(ctx, c)
+			}
+			return ctx
+		},
 	}
 	return s
 }
@@ -146,8 +151,8 @@ func (s *Server) Run(ctx context.Context, drain time.Duration) error {
 	failed := <-served
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
 	defer cancel()
-	s.http.SetKeepAlivesEnabled(false)
 	s.awaitFirstRequests(bounded)
+	s.closeIdle(bounded)
 	var closing sync.WaitGroup
 	closing.Go(func() { s.closeQuiet(bounded) })
 	err := s.http.Shutdown(bounded)
@@ -162,6 +167,42 @@ func (s *Server) Run(ctx context.Context, drain time.Duration) error {
 		err = fmt.Errorf("serving %s: %w", s.options.Name, failed)
 	}
 	return err
+}
+
+// handle a request. While the server ends, its connection is closed behind the answer; one that was closed as the request came gets
+// none, and what nobody can be told of is not begun.
+func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor == 2 {
+		if c := of(r); c != nil && !c.http2.Load() {
+			c.http2.Store(true)
+		}
+	}
+	if s.listener.ending.Load() {
+		if c := of(r); c != nil && c.closed.Load() {
+			panic(http.ErrAbortHandler)
+		}
+		if r.Header["Upgrade"] == nil {
+			w.Header().Set("Connection", "close")
+		}
+	}
+	s.options.Handler.ServeHTTP(w, r)
+}
+
+// closeIdle closes the idle connections on which no request has come. Shutdown, which follows, looks at states only.
+func (s *Server) closeIdle(ctx context.Context) {
+	const looks = 50
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for range looks {
+		if s.conns.closeUntouched() == 0 {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // awaitFirstRequests waits until the requests of connections that have just come are being served: after Shutdown the standard library
