@@ -83,7 +83,7 @@ func (s *conns) quiet() bool {
 	return len(s.busy) == 0
 }
 
-// closeUnused closes the connections that have no request under way.
+// closeUnused closes the connections that have no request under way, nor one that waits to be read.
 func (s *conns) closeUnused() {
 	s.mu.Lock()
 	var unused []net.Conn
@@ -94,6 +94,9 @@ func (s *conns) closeUnused() {
 	}
 	s.mu.Unlock()
 	for _, c := range unused {
+		if ours := under(c); ours != nil && ours.waiting() {
+			continue
+		}
 		_ = c.Close() // the server, which reads from it, tells of the end
 	}
 }
