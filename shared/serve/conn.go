@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 // conn is a connection that knows whether a request has come on it. The standard library takes one for idle until it has read and
@@ -18,6 +19,12 @@ type conn struct {
 	resting atomic.Int64 // what was taken when it became idle; under zero: it is not idle
 	http2   atomic.Bool
 	closed  atomic.Bool
+
+	// Of conns, and guarded by its mutex:
+	state      http.ConnState
+	came       time.Time
+	prev, next *conn // in the ring of the idle; nil: it is in none
+	parting    bool  // it is being closed to make room
 }
 
 // Read implements net.Conn.

@@ -1,7 +1,6 @@
 package serve
 
 import (
-	"container/list"
 	"net"
 	"net/http"
 	"sync"
@@ -15,61 +14,64 @@ const firstRequest = 500 * time.Millisecond
 type conns struct {
 	limit int // 0: any number
 
-	mu     sync.Mutex // guards all below
-	busy   map[net.Conn]struct{}
-	idle   *list.List // of net.Conn, longest idle first
-	places map[net.Conn]*list.Element
-	open   map[net.Conn]struct{}
-	fresh  map[net.Conn]time.Time // those without a request yet, and since when
-	away   uint64
+	mu   sync.Mutex // guards all below, and what says so in conn
+	open map[*conn]struct{}
+	busy int
+	away uint64
+	// idle is the ring of the idle connections: next is the one that has been idle for longest.
+	idle conn
 }
 
 func newConns(limit int) *conns {
-	return &conns{limit: limit, busy: map[net.Conn]struct{}{}, idle: list.New(), places: map[net.Conn]*list.Element{}, open: map[net.Conn]struct{}{}, fresh: map[net.Conn]time.Time{}}
+	s := &conns{limit: limit, open: map[*conn]struct{}{}}
+	s.idle.prev, s.idle.next = &s.idle, &s.idle
+	return s
 }
 
 // note is http.Server's ConnState. A connection is busy while it has a request under way, its headers included; an HTTP/2
 // connection is idle while it has no stream.
 func (s *conns) note(c net.Conn, state http.ConnState) {
-	if ours := under(c); ours != nil {
-		ours.note(state)
+	ours := under(c)
+	if ours == nil {
+		return // none that lastCall accepted: there is no such
 	}
-	if victim := s.change(c, state); victim != nil {
+	ours.note(state)
+	if victim := s.change(ours, state); victim != nil {
 		_ = victim.Close() // the server, which reads from it, tells of the end
 	}
 }
 
 // change takes the state over, and returns the connection that must go where there is one more than may be: the one that has
 // been idle for longest, or, where all are in use, the new one.
-func (s *conns) change(c net.Conn, state http.ConnState) (victim net.Conn) {
+func (s *conns) change(c *conn, state http.ConnState) (victim *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if place := s.places[c]; place != nil {
-		s.idle.Remove(place)
-		delete(s.places, c)
+	if c.state == http.StateActive {
+		s.busy--
 	}
-	delete(s.busy, c)
-	delete(s.fresh, c)
+	c.leave()
+	c.state = state
 	switch state {
 	case http.StateNew:
-		s.open[c], s.fresh[c] = struct{}{}, time.Now()
+		s.open[c], c.came = struct{}{}, time.Now()
 		if s.limit == 0 || len(s.open) <= s.limit {
 			return nil
 		}
 		victim = c
-		if oldest := s.idle.Front(); oldest != nil {
-			victim = s.idle.Remove(oldest).(net.Conn)
-			delete(s.places, victim)
+		if oldest := s.idle.next; oldest != &s.idle {
+			victim = oldest
+			victim.leave()
 		}
+		victim.parting = true
 		delete(s.open, victim)
-		delete(s.fresh, victim)
 		s.away++
 		return victim
 	case http.StateActive:
-		s.busy[c] = struct{}{}
+		s.busy++
 	case http.StateIdle:
-		if _, open := s.open[c]; open { // not one that is being closed
-			s.places[c] = s.idle.PushBack(c)
+		if !c.parting {
+			c.prev, c.next = s.idle.prev, &s.idle
+			c.prev.next, c.next.prev = c, c
 		}
 	case http.StateClosed, http.StateHijacked:
 		delete(s.open, c)
@@ -77,42 +79,34 @@ func (s *conns) change(c net.Conn, state http.ConnState) (victim net.Conn) {
 	return nil
 }
 
+// leave the ring of the idle, where it is in it.
+func (c *conn) leave() {
+	if c.next != nil {
+		c.prev.next, c.next.prev = c.next, c.prev
+		c.prev, c.next = nil, nil
+	}
+}
+
 func (s *conns) quiet() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.busy) == 0
+	return s.busy == 0
 }
 
 // closeUnused closes the connections that have no request under way, nor one that waits to be read.
 func (s *conns) closeUnused() {
-	s.mu.Lock()
-	var unused []net.Conn
-	for c := range s.open {
-		if _, busy := s.busy[c]; !busy {
-			unused = append(unused, c)
+	for _, c := range s.those(func(c *conn) bool { return c.state != http.StateActive }) {
+		if !c.waiting() {
+			_ = c.Close() // the server, which reads from it, tells of the end
 		}
-	}
-	s.mu.Unlock()
-	for _, c := range unused {
-		if ours := under(c); ours != nil && ours.waiting() {
-			continue
-		}
-		_ = c.Close() // the server, which reads from it, tells of the end
 	}
 }
 
 // closeUntouched closes the HTTP/1 connections that are idle and on which nothing has come, and says how many idle ones it found.
 func (s *conns) closeUntouched() (found int) {
-	s.mu.Lock()
-	var idle []net.Conn
-	for place := s.idle.Front(); place != nil; place = place.Next() {
-		if c := place.Value.(net.Conn); under(c) != nil && !under(c).http2.Load() {
-			idle = append(idle, c)
-		}
-	}
-	s.mu.Unlock()
+	idle := s.those(func(c *conn) bool { return c.state == http.StateIdle && !c.http2.Load() })
 	for _, c := range idle {
-		if under(c).untouched() {
+		if c.untouched() {
 			_ = c.Close() // the server, which reads from it, tells of the end
 		}
 	}
@@ -121,14 +115,19 @@ func (s *conns) closeUntouched() (found int) {
 
 // expecting: a connection has just come whose first request is still on its way.
 func (s *conns) expecting() bool {
+	return len(s.those(func(c *conn) bool { return c.state == http.StateNew && time.Since(c.came) < firstRequest })) > 0
+}
+
+// those open connections of which is says so, at this moment.
+func (s *conns) those(is func(*conn) bool) (all []*conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, since := range s.fresh {
-		if time.Since(since) < firstRequest {
-			return true
+	for c := range s.open {
+		if is(c) {
+			all = append(all, c)
 		}
 	}
-	return false
+	return all
 }
 
 // count of open connections, and of those that were closed to keep the limit.

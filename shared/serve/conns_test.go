@@ -67,9 +67,7 @@ func TestBeyondTheLimitTheLongestIdleConnectionMakesRoomAndElseTheNewOneGoes(t *
 	idle := func(n int) {
 		t.Helper()
 		testkit.Eventually(t, 20*time.Second, fmt.Sprintf("%d are idle", n), func() bool {
-			s.conns.mu.Lock()
-			defer s.conns.mu.Unlock()
-			return s.conns.idle.Len() == n
+			return len(s.conns.those(func(c *conn) bool { return c.state == http.StateIdle })) == n
 		})
 	}
 	first, second := dial(), dial()
