@@ -259,7 +259,7 @@ func TestChaosQ19ConsumerDies(t *testing.T) {
 			ledger.Add(enqueue(c, 1, "work", fmt.Sprintf("%d-%d", i, j), "&ms=400"))
 		}
 		before := len(rec.started(t, "work"))
-		c.Eventually(10*time.Second, "calls are under way", func() error {
+		c.Eventually(45*time.Second, "calls are under way", func() error { // what has crashed often is started again after 30 s
 			if len(rec.started(t, "work")) < before+1 && before < 20*(i+1) {
 				return errNotYet
 			}
@@ -277,7 +277,7 @@ func TestChaosQ19ConsumerDies(t *testing.T) {
 	if most := deaths * 8; report.Again > most {
 		t.Errorf("%d deliveries were repeated after %d deaths, each with at most 8 under way", report.Again, deaths)
 	}
-	counts := workedOff(c, "poison", 120*time.Second)
+	counts := workedOff(c, "poison", time.Minute+time.Duration(poisoned)*30*time.Second) // a crash a call, each followed by up to 30 s
 	if int(counts.Dead) != poisoned {
 		t.Errorf("of %d poison calls %+v", poisoned, counts)
 	}

@@ -51,7 +51,7 @@ const functions = `  sink:
       path: /health
   slow:
     command: [%[1]q]
-    env:
+    environment:
       TAKES: 1s
     annotations:
       SlimFaas/Function: "true"
@@ -60,7 +60,7 @@ const functions = `  sink:
       path: /health
   later:
     command: [%[1]q]
-    env:
+    environment:
       READY_FILE: %[2]q
     annotations:
       SlimFaas/Function: "true"

@@ -59,6 +59,8 @@ type submission struct {
 	results  []*wire.OpResult
 	commands []command.Command
 	owners   []owner
+	asked    bool   // the node whether it takes more
+	refusal  string // what it said
 }
 
 // owner is the run of operations that one command stands for: an accept and its frames are several. The grant that goes with an
@@ -261,7 +263,10 @@ func (b *submission) options(a *wire.Accept) (o command.AcceptOptions, wrong str
 
 // full refuses an accept while the disk has no room for more. One that is there already is told so, as ever.
 func (b *submission) full(id command.ID, i, count int) bool {
-	why := b.server.config.Node.Refusal()
+	if !b.asked { // once a batch: it looks at the disks of all
+		b.asked, b.refusal = true, b.server.config.Node.Refusal()
+	}
+	why := b.refusal
 	if why == "" {
 		return false
 	}

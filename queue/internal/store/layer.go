@@ -125,14 +125,23 @@ func (s *Store) writeLayer(l *layer) (err error) {
 				return err
 			}
 		}
-		return putApplied(tx, l.index)
+		return putNumber(tx, keyApplied, l.index)
 	})
 }
 
 func writeBucket(tx *bbolt.Tx, bucket fsm.Bucket, values map[string][]byte) error {
+	keys := slices.Sorted(maps.Keys(values))
+	if bucket == fsm.BucketPayload {
+		return writePayloads(tx, values, keys)
+	}
 	b := tx.Bucket(bucketNames[bucket])
 	b.FillPercent = fillPercent
-	for _, key := range slices.Sorted(maps.Keys(values)) {
+	return putAll(b, bucket, values, keys)
+}
+
+// putAll of the keys, which are in order, or delete them where they have no value.
+func putAll(b *bbolt.Bucket, bucket fsm.Bucket, values map[string][]byte, keys []string) error {
+	for _, key := range keys {
 		var err error
 		if value := values[key]; value == nil {
 			err = b.Delete([]byte(key))
@@ -142,14 +151,6 @@ func writeBucket(tx *bbolt.Tx, bucket fsm.Bucket, values map[string][]byte) erro
 		if err != nil {
 			return fmt.Errorf("writing key %x of bucket %d: %w", key, bucket, err)
 		}
-	}
-	return nil
-}
-
-func putApplied(tx *bbolt.Tx, index uint64) error {
-	value := withSum(sumApplied, keyApplied, binary.BigEndian.AppendUint64(nil, index))
-	if err := tx.Bucket(bucketApplied).Put(keyApplied, value); err != nil {
-		return fmt.Errorf("writing the applied index: %w", err)
 	}
 	return nil
 }

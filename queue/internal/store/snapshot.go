@@ -14,7 +14,8 @@ import (
 // A snapshot as bytes is: magic with the version, purpose, applied index, length of the file (8 bytes each, big endian), the
 // file, CRC-32C of all before it (4 bytes, big endian).
 const (
-	snapshotMagic  = "SLIMQ\x00\x00\x02"
+	snapshotMagic  = "SLIMQ\x00\x00\x03"
+	olderMagic     = "SLIMQ\x00\x00\x02" // of files without blocks, which are taken too
 	snapshotHeader = 32
 )
 
@@ -51,7 +52,7 @@ func (s *Store) Snapshot(purpose Purpose) (*Snapshot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("beginning a snapshot: %w", err)
 	}
-	index, err := appliedIn(tx)
+	index, err := numberIn(tx, keyApplied)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("beginning a snapshot: %w", err), tx.Rollback())
 	}
@@ -153,7 +154,7 @@ func (i *Incoming) Write(p []byte) (int, error) {
 
 // begin reads the header.
 func (i *Incoming) begin() error {
-	if string(i.head[:8]) != snapshotMagic {
+	if magic := string(i.head[:8]); magic != snapshotMagic && magic != olderMagic {
 		return fmt.Errorf("snapshot begins with %q, want %q: %w", i.head[:8], snapshotMagic, ErrSnapshot)
 	}
 	i.purpose = Purpose(binary.BigEndian.Uint64(i.head[8:]))
@@ -199,7 +200,7 @@ func (i *Incoming) settle(index uint64) error {
 		index = max(index, applied)
 	}
 	if index != applied {
-		err = db.Update(func(tx *bbolt.Tx) error { return putApplied(tx, index) })
+		err = db.Update(func(tx *bbolt.Tx) error { return putNumber(tx, keyApplied, index) })
 	}
 	return errors.Join(err, db.Close())
 }

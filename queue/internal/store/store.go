@@ -29,6 +29,8 @@ var (
 	ErrDamaged = errors.New("state on disk is damaged: stop this node, empty its data directory and let it join again")
 	// ErrLost: the file is older than what the log was truncated by, so that the rest cannot be replayed.
 	ErrLost = errors.New("state on disk is missing or older than the log goes back: empty this node's data directory and let it join again")
+	// ErrVersion: the file was written by a newer program.
+	ErrVersion = errors.New("state on disk is of a version this program does not know: run the program that wrote it, or a newer one")
 )
 
 const (
@@ -60,7 +62,11 @@ var (
 	}()
 	bucketApplied = []byte("applied")
 	keyApplied    = []byte("index")
+	keyVersion    = []byte("version")
 )
+
+// stateVersion of the file: 1 has no blocks, and no record of its version.
+const stateVersion = 2
 
 // sumApplied stands for bucketApplied in its value's sum.
 const sumApplied fsm.Bucket = 255
@@ -196,16 +202,21 @@ func openState(path string) (_ *bbolt.DB, index uint64, err error) {
 	if err != nil {
 		return nil, 0, fmt.Errorf("opening %s (is another process using it?): %w", filepath.Base(path), err)
 	}
-	missing := false
+	old := false
 	err = db.View(func(tx *bbolt.Tx) error {
-		for _, name := range bucketNames {
-			missing = missing || tx.Bucket(name) == nil
+		version, err := numberIn(tx, keyVersion)
+		if err != nil {
+			return err
 		}
-		index, err = appliedIn(tx)
+		if version > stateVersion {
+			return fmt.Errorf("version %d, this program knows %d: %w", version, stateVersion, ErrVersion)
+		}
+		old = version < stateVersion
+		index, err = numberIn(tx, keyApplied)
 		return err
 	})
-	if err == nil && missing {
-		err = db.Update(makeBuckets)
+	if err == nil && old {
+		err = db.Update(prepare)
 	}
 	if err != nil {
 		return nil, 0, errors.Join(fmt.Errorf("preparing %s: %w", filepath.Base(path), err), db.Close())
@@ -213,30 +224,38 @@ func openState(path string) (_ *bbolt.DB, index uint64, err error) {
 	return db, index, nil
 }
 
-func makeBuckets(tx *bbolt.Tx) error {
-	for _, name := range append(bucketNames[:], bucketApplied) {
+// prepare a new file, or one of an older version.
+func prepare(tx *bbolt.Tx) error {
+	for _, name := range append(bucketNames[:], bucketApplied, bucketBlocks, bucketLive) {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
-			return err
+			return fmt.Errorf("making its buckets: %w", err)
 		}
 	}
-	return nil
+	return putNumber(tx, keyVersion, stateVersion)
 }
 
-// appliedIn is 0 in a new file.
-func appliedIn(tx *bbolt.Tx) (uint64, error) {
+// numberIn the file's record of itself; 0: it has none.
+func numberIn(tx *bbolt.Tx, key []byte) (uint64, error) {
 	b := tx.Bucket(bucketApplied)
 	if b == nil {
 		return 0, nil
 	}
-	value := b.Get(keyApplied)
+	value := b.Get(key)
 	if value == nil {
 		return 0, nil
 	}
-	value, err := checkSum(sumApplied, keyApplied, value)
+	value, err := checkSum(sumApplied, key, value)
 	if err != nil || len(value) != 8 {
 		return 0, errors.Join(ErrDamaged, err)
 	}
 	return binary.BigEndian.Uint64(value), nil
+}
+
+func putNumber(tx *bbolt.Tx, key []byte, n uint64) error {
+	if err := tx.Bucket(bucketApplied).Put(key, withSum(sumApplied, key, binary.BigEndian.AppendUint64(nil, n))); err != nil {
+		return fmt.Errorf("writing the %s of the state: %w", key, err)
+	}
+	return nil
 }
 
 // LogOptions are the house's options for the Raft log's file: fsync on, freelist in memory, no endless wait for a lock.
@@ -313,7 +332,7 @@ func (s *Store) payload(key []byte) ([]byte, error) {
 		}
 		return value, nil
 	}
-	return s.read(fsm.BucketPayload, key)
+	return s.read(key)
 }
 
 // pending looks in the layers. known with a nil value: deleted.
@@ -331,16 +350,13 @@ func (s *Store) pending(b fsm.Bucket, key []byte) (value []byte, known bool) {
 	return nil, false
 }
 
-func (s *Store) read(b fsm.Bucket, key []byte) (value []byte, err error) {
+// read a payload from the file, copied.
+func (s *Store) read(key []byte) (value []byte, err error) {
 	s.files.RLock()
 	defer s.files.RUnlock()
 	defer caught(&err)
 	err = s.db.View(func(tx *bbolt.Tx) error {
-		sealed := tx.Bucket(bucketNames[b]).Get(key)
-		if sealed == nil {
-			return ErrNotFound
-		}
-		found, err := checkSum(b, key, sealed)
+		found, err := payloadAt(tx, key)
 		value = append([]byte{}, found...)
 		return err
 	})

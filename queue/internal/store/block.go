@@ -1,0 +1,354 @@
+package store
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/slimfaas/slimfaas/queue/internal/fsm"
+)
+
+// Payloads that are written together and are small share one value, a block: bbolt takes four times as long for a key and a page of
+// each. Blocks lie in a bucket of their own, under the place of their first payload, and never overlap. What is alive of a block is a
+// bit each in another bucket; a block without that record is alive as a whole. One that is dead goes, and what is left of one that is
+// mostly dead becomes values of their own in the payloads' bucket, where larger ones are from the beginning. A place is in one of the
+// two, never in both.
+//
+// A block is: how many it has (4 bytes), for each its place (8) and where it ends behind the head (4), CRC-32C over bucket, key and
+// all that (4); then the payloads, each with its sum as it would have in the payloads' bucket. Numbers are big endian.
+
+const (
+	// blockBytes of payloads make a block full.
+	blockBytes = 64 << 10
+	// largest payload that goes into a block, in bytes: of larger ones most of the cost is their bytes.
+	largest = 8 << 10
+	// fewest payloads that make a block.
+	fewest = 3
+	// sparse blocks are dissolved: less than one in so many bytes is alive.
+	sparse = 4
+
+	blockHead  = 4
+	blockEntry = 12
+	// sumBlock and sumLive stand for the buckets in their values' sums.
+	sumBlock fsm.Bucket = 254
+	sumLive  fsm.Bucket = 253
+)
+
+var (
+	bucketBlocks = []byte("blocks")
+	bucketLive   = []byte("live")
+)
+
+func placeKey(place uint64) []byte { return binary.BigEndian.AppendUint64(nil, place) }
+
+// placed is a payload at its place.
+type placed struct {
+	place   uint64
+	payload []byte
+}
+
+// newBlock of payloads in the order of their places.
+func newBlock(payloads []placed) (key, value []byte) {
+	key = placeKey(payloads[0].place)
+	size := blockHead + blockEntry*len(payloads) + sumSize
+	for _, p := range payloads {
+		size += len(p.payload) + sumSize
+	}
+	b := binary.BigEndian.AppendUint32(make([]byte, 0, size), uint32(len(payloads)))
+	end := 0
+	for _, p := range payloads {
+		end += len(p.payload) + sumSize
+		b = binary.BigEndian.AppendUint64(b, p.place)
+		b = binary.BigEndian.AppendUint32(b, uint32(end))
+	}
+	b = binary.BigEndian.AppendUint32(b, sum(sumBlock, key, b))
+	place := make([]byte, 0, 8)
+	for _, p := range payloads {
+		place = binary.BigEndian.AppendUint64(place[:0], p.place)
+		b = append(b, p.payload...)
+		b = binary.BigEndian.AppendUint32(b, sum(fsm.BucketPayload, place, p.payload))
+	}
+	return key, b
+}
+
+// block as it was read. Its memory is the file's.
+type block struct {
+	key     []byte
+	entries []byte
+	bodies  []byte
+}
+
+func readBlock(key, value []byte) (block, error) {
+	damaged := fmt.Errorf("checking the block at %x: %w", key, ErrDamaged)
+	if len(value) < blockHead {
+		return block{}, damaged
+	}
+	n := uint64(binary.BigEndian.Uint32(value))
+	head := blockHead + blockEntry*n
+	if n == 0 || head+sumSize > uint64(len(value)) || binary.BigEndian.Uint32(value[head:]) != sum(sumBlock, key, value[:head]) {
+		return block{}, damaged
+	}
+	b := block{key: key, entries: value[blockHead:head], bodies: value[head+sumSize:]}
+	if b.end(b.len()-1) != len(b.bodies) {
+		return block{}, damaged
+	}
+	return b, nil
+}
+
+func (b block) len() int           { return len(b.entries) / blockEntry }
+func (b block) place(i int) uint64 { return binary.BigEndian.Uint64(b.entries[i*blockEntry:]) }
+func (b block) last() uint64       { return b.place(b.len() - 1) }
+
+// end of the i-th payload in bodies, its sum included; of the one before the first: 0.
+func (b block) end(i int) int {
+	if i < 0 {
+		return 0
+	}
+	return int(binary.BigEndian.Uint32(b.entries[i*blockEntry+8:]))
+}
+
+// sealed is the i-th payload with its sum.
+func (b block) sealed(i int) []byte { return b.bodies[b.end(i-1):b.end(i)] }
+
+func (b block) find(place uint64) (i int, ok bool) {
+	low, high := 0, b.len()
+	for low < high {
+		if middle := (low + high) / 2; b.place(middle) < place {
+			low = middle + 1
+		} else {
+			high = middle
+		}
+	}
+	return low, low < b.len() && b.place(low) == place
+}
+
+// blockOf gives the block that has the place, if one does.
+func blockOf(c *bbolt.Cursor, place uint64) (b block, i int, ok bool, err error) {
+	want := placeKey(place)
+	key, value := c.Seek(want)
+	switch {
+	case key == nil:
+		key, value = c.Last()
+	case !bytes.Equal(key, want):
+		key, value = c.Prev()
+	}
+	if key == nil {
+		return block{}, 0, false, nil
+	}
+	if b, err = readBlock(key, value); err != nil {
+		return block{}, 0, false, err
+	}
+	i, ok = b.find(place)
+	return b, i, ok, nil
+}
+
+// alive is a bit for each payload of a block, copied.
+func alive(tx *bbolt.Tx, b block) ([]byte, error) {
+	size := (b.len() + 7) / 8
+	sealed := tx.Bucket(bucketLive).Get(b.key)
+	if sealed == nil {
+		return bytes.Repeat([]byte{0xff}, size), nil
+	}
+	bits, err := checkSum(sumLive, b.key, sealed)
+	if err != nil {
+		return nil, err
+	}
+	if len(bits) != size {
+		return nil, fmt.Errorf("checking what is alive of the block at %x: %w", b.key, ErrDamaged)
+	}
+	return bytes.Clone(bits), nil
+}
+
+func isAlive(bits []byte, i int) bool { return bits[i/8]&(1<<(i%8)) != 0 }
+
+// payloadAt gives the payload of that key, where it lies in the file. ErrNotFound, ErrDamaged.
+func payloadAt(tx *bbolt.Tx, key []byte) ([]byte, error) {
+	if sealed := tx.Bucket(bucketNames[fsm.BucketPayload]).Get(key); sealed != nil {
+		return checkSum(fsm.BucketPayload, key, sealed)
+	}
+	if len(key) != 8 { // a part of a body
+		return nil, ErrNotFound
+	}
+	b, i, ok, err := blockOf(tx.Bucket(bucketBlocks).Cursor(), binary.BigEndian.Uint64(key))
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, ErrNotFound
+	}
+	bits, err := alive(tx, b)
+	if err != nil {
+		return nil, err
+	}
+	if !isAlive(bits, i) {
+		return nil, ErrNotFound
+	}
+	return checkSum(fsm.BucketPayload, key, b.sealed(i))
+}
+
+// writePayloads of a layer.
+func writePayloads(tx *bbolt.Tx, values map[string][]byte, keys []string) error {
+	single := tx.Bucket(bucketNames[fsm.BucketPayload])
+	blocks := tx.Bucket(bucketBlocks)
+	single.FillPercent, blocks.FillPercent = fillPercent, fillPercent
+	beyond, err := firstFree(blocks)
+	if err != nil {
+		return err
+	}
+	var gone []uint64  // places
+	var small []placed // for blocks
+	var alone []string // keys of what is put by itself
+	for _, key := range keys {
+		value := values[key]
+		if len(key) != 8 {
+			alone = append(alone, key)
+			continue
+		}
+		place := binary.BigEndian.Uint64([]byte(key))
+		switch {
+		case value == nil:
+			gone = append(gone, place)
+		case len(value) > largest || place < beyond:
+			alone = append(alone, key)
+			if place < beyond {
+				gone = append(gone, place)
+			}
+		default:
+			small = append(small, placed{place, value})
+		}
+	}
+	removal, err := remove(tx, gone)
+	if err != nil {
+		return err
+	}
+	if err := removal.carry(tx); err != nil {
+		return err
+	}
+	for len(small) > 0 {
+		n, size := 0, 0
+		for n < len(small) && size < blockBytes {
+			size += len(small[n].payload)
+			n++
+		}
+		if n < fewest {
+			for _, p := range small[:n] {
+				alone = append(alone, string(placeKey(p.place)))
+			}
+		} else if err := blocks.Put(newBlock(small[:n])); err != nil {
+			return fmt.Errorf("writing a block: %w", err)
+		}
+		small = small[n:]
+	}
+	slices.Sort(alone)
+	return putAll(single, fsm.BucketPayload, values, alone)
+}
+
+// firstFree is the first place behind all blocks.
+func firstFree(blocks *bbolt.Bucket) (uint64, error) {
+	key, value := blocks.Cursor().Last()
+	if key == nil {
+		return 0, nil
+	}
+	b, err := readBlock(key, value)
+	if err != nil {
+		return 0, err
+	}
+	return b.last() + 1, nil
+}
+
+// removal is what takes payloads out of the file. It is found before anything is written: a cursor of bbolt's may run for ever over
+// pages that its transaction has emptied.
+type removal struct {
+	single    []uint64          // places in the payloads' bucket, if they are anywhere
+	live      map[string][]byte // block → what is alive of it now
+	dissolved [][]byte          // blocks
+	survivors []placed          // of those, with their sums
+}
+
+// remove the payloads from wherever they are. The places are in order.
+func remove(tx *bbolt.Tx, places []uint64) (r removal, err error) {
+	r.live = map[string][]byte{}
+	cursor := tx.Bucket(bucketBlocks).Cursor()
+	for len(places) > 0 {
+		b, _, in, err := blockOf(cursor, places[0])
+		if err != nil {
+			return r, err
+		}
+		if !in {
+			r.single = append(r.single, places[0])
+			places = places[1:]
+			continue
+		}
+		n := 1
+		for n < len(places) && places[n] <= b.last() {
+			n++
+		}
+		if err := r.from(tx, b, places[:n]); err != nil {
+			return r, err
+		}
+		places = places[n:]
+	}
+	return r, nil
+}
+
+// from this block, those that it has.
+func (r *removal) from(tx *bbolt.Tx, b block, places []uint64) error {
+	bits, err := alive(tx, b)
+	if err != nil {
+		return err
+	}
+	for _, place := range places {
+		if i, ok := b.find(place); ok {
+			bits[i/8] &^= 1 << (i % 8)
+		} else {
+			r.single = append(r.single, place)
+		}
+	}
+	left := 0 // bytes
+	for i := range b.len() {
+		if isAlive(bits, i) {
+			left += len(b.sealed(i))
+		}
+	}
+	key := bytes.Clone(b.key)
+	if left*sparse >= len(b.bodies) {
+		r.live[string(key)] = bits
+		return nil
+	}
+	r.dissolved = append(r.dissolved, key)
+	for i := range b.len() {
+		if isAlive(bits, i) {
+			r.survivors = append(r.survivors, placed{b.place(i), bytes.Clone(b.sealed(i))})
+		}
+	}
+	return nil
+}
+
+// carry out what was found.
+func (r *removal) carry(tx *bbolt.Tx) error {
+	single, blocks, live := tx.Bucket(bucketNames[fsm.BucketPayload]), tx.Bucket(bucketBlocks), tx.Bucket(bucketLive)
+	for _, place := range r.single {
+		if err := single.Delete(placeKey(place)); err != nil {
+			return fmt.Errorf("removing payload %d: %w", place, err)
+		}
+	}
+	for _, key := range r.dissolved {
+		if err := errors.Join(blocks.Delete(key), live.Delete(key)); err != nil {
+			return fmt.Errorf("removing the block at %x: %w", key, err)
+		}
+	}
+	for _, p := range r.survivors {
+		if err := single.Put(placeKey(p.place), p.payload); err != nil {
+			return fmt.Errorf("moving payload %d out of its block: %w", p.place, err)
+		}
+	}
+	if err := putAll(live, sumLive, r.live, slices.Sorted(maps.Keys(r.live))); err != nil {
+		return fmt.Errorf("writing what is alive of blocks: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,302 @@
+package store
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/slimfaas/slimfaas/queue/internal/fsm"
+)
+
+// payloadWorld is a store and what must be in it.
+type payloadWorld struct {
+	t     *testing.T
+	s     *Store
+	dir   string
+	rand  *rand.Rand
+	alive map[uint64][]byte
+	gone  map[uint64]bool
+	next  uint64 // place
+	index uint64
+}
+
+func (w *payloadWorld) random(size int) []byte {
+	b := make([]byte, size)
+	for i := range b {
+		b[i] = byte(w.rand.Uint32())
+	}
+	return b
+}
+
+// layer commits some payloads, and the end of some that were there, and writes them.
+func (w *payloadWorld) layer() {
+	w.t.Helper()
+	var ops []fsm.Op
+	put := func(place uint64, payload []byte) {
+		w.alive[place] = payload
+		delete(w.gone, place)
+		ops = append(ops, fsm.Op{Bucket: fsm.BucketPayload, Key: placeKey(place), Value: payload})
+	}
+	remove := func(place uint64) {
+		delete(w.alive, place)
+		w.gone[place] = true
+		ops = append(ops, fsm.Op{Bucket: fsm.BucketPayload, Key: placeKey(place)})
+	}
+	for range w.rand.IntN(300) {
+		w.next += 1 + w.rand.Uint64N(3)
+		size := w.rand.IntN(2000)
+		if w.rand.IntN(10) == 0 {
+			size = w.rand.IntN(2 * largest)
+		}
+		put(w.next, w.random(size))
+	}
+	places := slices.Sorted(maps.Keys(w.alive))
+	switch w.rand.IntN(4) {
+	case 0: // the oldest, as a queue does
+		for _, place := range places[:w.rand.IntN(len(places)+1)] {
+			remove(place)
+		}
+	case 1: // nearly all, which leaves sparse blocks
+		for _, place := range places {
+			if w.rand.IntN(10) > 0 {
+				remove(place)
+			}
+		}
+	default:
+		for _, place := range places {
+			if w.rand.IntN(5) == 0 {
+				remove(place)
+			}
+		}
+	}
+	if w.next > 0 && w.rand.IntN(3) == 0 { // what nobody does: a place anew, before others
+		put(1+w.rand.Uint64N(w.next), w.random(w.rand.IntN(2000)))
+	}
+	w.index++
+	if err := errors.Join(w.s.Commit(w.index, ops), w.s.Flush(w.index)); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *payloadWorld) reopen() {
+	w.t.Helper()
+	if err := w.s.Close(); err != nil {
+		w.t.Fatal(err)
+	}
+	s, err := Open(w.dir, w.index)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.s = s
+}
+
+// check that each payload is where it should be, and none in two places.
+func (w *payloadWorld) check() (blocks int) {
+	w.t.Helper()
+	for place, want := range w.alive {
+		if got, err := w.s.Payload(place); err != nil || !bytes.Equal(got, want) {
+			w.t.Fatalf("payload %d: %d bytes, want %d: %v", place, len(got), len(want), err)
+		}
+	}
+	for place := range w.gone {
+		if _, err := w.s.Payload(place); !errors.Is(err, ErrNotFound) {
+			w.t.Fatalf("payload %d, which is gone: %v", place, err)
+		}
+	}
+	err := w.s.db.View(func(tx *bbolt.Tx) error {
+		found, last := 0, uint64(0)
+		err := tx.Bucket(bucketBlocks).ForEach(func(key, value []byte) error {
+			b, err := readBlock(key, value)
+			if err != nil {
+				return err
+			}
+			bits, err := alive(tx, b)
+			if err != nil {
+				return err
+			}
+			left := 0
+			for i := range b.len() {
+				if b.place(i) <= last {
+					w.t.Errorf("the block at %x has place %d, which is not beyond %d", key, b.place(i), last)
+				}
+				last = b.place(i)
+				if isAlive(bits, i) {
+					found++
+					left += len(b.sealed(i))
+					if _, ok := w.alive[b.place(i)]; !ok || tx.Bucket(bucketNames[fsm.BucketPayload]).Get(placeKey(b.place(i))) != nil {
+						w.t.Errorf("payload %d of the block at %x is dead, or lies in two places", b.place(i), key)
+					}
+				}
+			}
+			if left*sparse < len(b.bodies) {
+				w.t.Errorf("the block at %x has %d bytes alive of %d", key, left, len(b.bodies))
+			}
+			blocks++
+			return nil
+		})
+		found += tx.Bucket(bucketNames[fsm.BucketPayload]).Stats().KeyN
+		if found != len(w.alive) {
+			w.t.Errorf("the file has %d payloads, want %d", found, len(w.alive))
+		}
+		if n := tx.Bucket(bucketLive).Stats().KeyN; n > blocks {
+			w.t.Errorf("%d records of what is alive for %d blocks", n, blocks)
+		}
+		return err
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if w.t.Failed() {
+		w.t.FailNow()
+	}
+	return blocks
+}
+
+func newPayloadWorld(t *testing.T, seed uint64) *payloadWorld {
+	t.Helper()
+	dir := t.TempDir()
+	s, err := Open(dir, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &payloadWorld{t: t, s: s, dir: dir, rand: rand.New(rand.NewPCG(seed, 1)), alive: map[uint64][]byte{}, gone: map[uint64]bool{}}
+	t.Cleanup(func() { _ = w.s.Close() })
+	return w
+}
+
+func TestPayloadsComeAndGoInAnyOrder(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	w := newPayloadWorld(t, seed)
+	most := 0
+	for i := range 60 {
+		w.layer()
+		most = max(most, w.check())
+		if i%10 == 9 {
+			w.reopen()
+			w.check()
+		}
+	}
+	if most < 3 {
+		t.Errorf("never more than %d blocks: this tests nothing", most)
+	}
+	var ops []fsm.Op
+	for place := range w.alive {
+		ops = append(ops, fsm.Op{Bucket: fsm.BucketPayload, Key: placeKey(place)})
+		w.gone[place] = true
+	}
+	clear(w.alive)
+	w.index++
+	if err := errors.Join(w.s.Commit(w.index, ops), w.s.Flush(w.index)); err != nil {
+		t.Fatal(err)
+	}
+	if blocks := w.check(); blocks != 0 {
+		t.Errorf("%d blocks are left of nothing", blocks)
+	}
+}
+
+// A bit that is flipped in a block, or in its record of what is alive, is damage, or nothing: never another payload.
+func TestADamagedBlockServesNothingWrong(t *testing.T) {
+	t.Parallel()
+	payloads := []placed{{7, []byte("one")}, {9, []byte("the other")}, {12, bytes.Repeat([]byte("x"), 99)}}
+	key, good := newBlock(payloads)
+	for bit := range len(good) * 8 {
+		value := bytes.Clone(good)
+		value[bit/8] ^= 1 << (bit % 8)
+		b, err := readBlock(key, value)
+		if err != nil {
+			continue
+		}
+		intact := 0
+		for i, p := range payloads {
+			got, err := checkSum(fsm.BucketPayload, placeKey(p.place), b.sealed(i))
+			if err == nil && !bytes.Equal(got, p.payload) {
+				t.Fatalf("bit %d: payload %d is %q", bit, p.place, got)
+			}
+			if err == nil {
+				intact++
+			}
+		}
+		if intact == len(payloads) {
+			t.Fatalf("bit %d is not missed", bit)
+		}
+	}
+	for size := range len(good) {
+		if _, err := readBlock(key, good[:size]); err == nil {
+			t.Fatalf("the first %d bytes of %d are a block", size, len(good))
+		}
+	}
+	if _, err := readBlock(placeKey(8), good); !errors.Is(err, ErrDamaged) {
+		t.Errorf("a block in another's place: %v", err)
+	}
+}
+
+func TestStateOfANewerProgramIsRefusedAndOfAnOlderOneTaken(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	change := func(with func(tx *bbolt.Tx) error) {
+		t.Helper()
+		db, err := bbolt.Open(dir+"/"+stateFile, fileMode, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(db.Update(with), db.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Version 1 is without blocks and without a record of its version.
+	change(func(tx *bbolt.Tx) error {
+		for _, name := range append(bucketNames[:], bucketApplied) {
+			if _, err := tx.CreateBucket(name); err != nil {
+				return err
+			}
+		}
+		key := placeKey(3)
+		return errors.Join(putNumber(tx, keyApplied, 5), tx.Bucket(bucketNames[fsm.BucketPayload]).Put(key, withSum(fsm.BucketPayload, key, []byte("old"))))
+	})
+	s, err := Open(dir, 5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.Payload(3); string(got) != "old" || s.Durable() != 5 {
+		t.Errorf("payload %q, %v, of a state at %d", got, err, s.Durable())
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	change(func(tx *bbolt.Tx) error { return putNumber(tx, keyVersion, stateVersion+1) })
+	if _, err := Open(dir, 5); !errors.Is(err, ErrVersion) {
+		t.Errorf("a newer version: %v", err)
+	}
+}
+
+func BenchmarkWriteLayer(b *testing.B) {
+	payload, record := bytes.Repeat([]byte("x"), 1100), bytes.Repeat([]byte("y"), 120)
+	s, err := Open(b.TempDir(), 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	const calls = 6500
+	for place := uint64(0); b.Loop(); {
+		l := newLayer()
+		for range calls {
+			place++
+			key := binary.BigEndian.AppendUint64(nil, place)
+			l.put(fsm.Op{Bucket: fsm.BucketPayload, Key: key, Value: payload})
+			l.put(fsm.Op{Bucket: fsm.BucketCall, Key: key, Value: record})
+		}
+		l.index = place
+		if err := s.writeLayer(l); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/calls, "µs/call")
+}
