@@ -339,6 +339,9 @@ func (b *submission) refuseWhenFull() {
 	}
 	b.server.config.Node.View(func(m *fsm.Machine) {
 		unfinished, _, _ := m.Sizes()
+		if uint64(unfinished+len(b.commands)) <= limit {
+			return
+		}
 		kept := 0
 		refused := false
 		for i, c := range b.commands {

@@ -121,7 +121,10 @@ func New() *Machine {
 func (m *Machine) Apply(index uint64, b command.Batch) ([]Result, []Change, []Op) {
 	m.applied = max(m.applied, index)
 	m.now = max(m.now, b.NowUnixMs)
-	a := application{Machine: m, index: index, results: make([]Result, 0, len(b.Commands))}
+	n := len(b.Commands) // most change one call, which is a record, and bring a payload
+	a := application{
+		Machine: m, index: index, results: make([]Result, 0, n), changes: make([]Change, 0, n), ops: make([]Op, 0, 2*n+2), touched: make([]*call, 0, n),
+	}
 	for _, c := range b.Commands {
 		a.results = append(a.results, a.apply(c))
 	}

@@ -5,8 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 
 	"go.etcd.io/bbolt"
 
@@ -53,13 +51,13 @@ type placed struct {
 }
 
 // newBlock of payloads in the order of their places.
-func newBlock(payloads []placed) (key, value []byte) {
+func newBlock(payloads []placed, memory *arena) (key, value []byte) {
 	key = placeKey(payloads[0].place)
 	size := blockHead + blockEntry*len(payloads) + sumSize
 	for _, p := range payloads {
 		size += len(p.payload) + sumSize
 	}
-	b := binary.BigEndian.AppendUint32(make([]byte, 0, size), uint32(len(payloads)))
+	b := binary.BigEndian.AppendUint32(memory.take(size), uint32(len(payloads)))
 	end := 0
 	for _, p := range payloads {
 		end += len(p.payload) + sumSize
@@ -67,11 +65,10 @@ func newBlock(payloads []placed) (key, value []byte) {
 		b = binary.BigEndian.AppendUint32(b, uint32(end))
 	}
 	b = binary.BigEndian.AppendUint32(b, sum(sumBlock, key, b))
-	place := make([]byte, 0, 8)
+	var place [numberSize]byte
 	for _, p := range payloads {
-		place = binary.BigEndian.AppendUint64(place[:0], p.place)
-		b = append(b, p.payload...)
-		b = binary.BigEndian.AppendUint32(b, sum(fsm.BucketPayload, place, p.payload))
+		binary.BigEndian.PutUint64(place[:], p.place)
+		b = appendSealed(b, fsm.BucketPayload, place[:], p.payload)
 	}
 	return key, b
 }
@@ -191,42 +188,34 @@ func payloadAt(tx *bbolt.Tx, key []byte) ([]byte, error) {
 	return checkSum(fsm.BucketPayload, key, b.sealed(i))
 }
 
-// writePayloads of a layer.
-func writePayloads(tx *bbolt.Tx, values map[string][]byte, keys []string) error {
-	single := tx.Bucket(bucketNames[fsm.BucketPayload])
-	blocks := tx.Bucket(bucketBlocks)
+// payloads of a layer, whose places are in order.
+func (w writing) payloads(values map[uint64][]byte, places []uint64) error {
+	single, blocks := w.tx.Bucket(bucketNames[fsm.BucketPayload]), w.tx.Bucket(bucketBlocks)
 	single.FillPercent, blocks.FillPercent = fillPercent, fillPercent
 	beyond, err := firstFree(blocks)
 	if err != nil {
 		return err
 	}
-	var gone []uint64  // places
-	var small []placed // for blocks
-	var alone []string // keys of what is put by itself
-	for _, key := range keys {
-		value := values[key]
-		if len(key) != 8 {
-			alone = append(alone, key)
-			continue
+	var gone, alone []uint64
+	small := make([]placed, 0, len(places))
+	for _, place := range places {
+		value := values[place]
+		if value == nil || place < beyond {
+			gone = append(gone, place)
 		}
-		place := binary.BigEndian.Uint64([]byte(key))
 		switch {
 		case value == nil:
-			gone = append(gone, place)
-		case len(value) > largest || place < beyond:
-			alone = append(alone, key)
-			if place < beyond {
-				gone = append(gone, place)
-			}
+		case place < beyond, len(value) > largest:
+			alone = append(alone, place)
 		default:
 			small = append(small, placed{place, value})
 		}
 	}
-	removal, err := remove(tx, gone)
+	removal, err := w.remove(gone)
 	if err != nil {
 		return err
 	}
-	if err := removal.carry(tx); err != nil {
+	if err := w.carry(removal); err != nil {
 		return err
 	}
 	for len(small) > 0 {
@@ -237,15 +226,19 @@ func writePayloads(tx *bbolt.Tx, values map[string][]byte, keys []string) error 
 		}
 		if n < fewest {
 			for _, p := range small[:n] {
-				alone = append(alone, string(placeKey(p.place)))
+				alone = append(alone, p.place)
 			}
-		} else if err := blocks.Put(newBlock(small[:n])); err != nil {
+		} else if err := blocks.Put(newBlock(small[:n], w.arena)); err != nil {
 			return fmt.Errorf("writing a block: %w", err)
 		}
 		small = small[n:]
 	}
-	slices.Sort(alone)
-	return putAll(single, fsm.BucketPayload, values, alone)
+	for _, place := range alone {
+		if err := w.put(single, fsm.BucketPayload, placeKey(place), values[place]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // firstFree is the first place behind all blocks.
@@ -264,16 +257,17 @@ func firstFree(blocks *bbolt.Bucket) (uint64, error) {
 // removal is what takes payloads out of the file. It is found before anything is written: a cursor of bbolt's may run for ever over
 // pages that its transaction has emptied.
 type removal struct {
-	single    []uint64          // places in the payloads' bucket, if they are anywhere
-	live      map[string][]byte // block → what is alive of it now
-	dissolved [][]byte          // blocks
-	survivors []placed          // of those, with their sums
+	single    []uint64 // places in the payloads' bucket, if they are anywhere
+	live      []named  // blocks, and what is alive of them now
+	dissolved [][]byte // blocks
+	survivors []placed // of those, with their sums
 }
 
+type named struct{ key, value []byte }
+
 // remove the payloads from wherever they are. The places are in order.
-func remove(tx *bbolt.Tx, places []uint64) (r removal, err error) {
-	r.live = map[string][]byte{}
-	cursor := tx.Bucket(bucketBlocks).Cursor()
+func (w writing) remove(places []uint64) (r removal, err error) {
+	cursor := w.tx.Bucket(bucketBlocks).Cursor()
 	for len(places) > 0 {
 		b, _, in, err := blockOf(cursor, places[0])
 		if err != nil {
@@ -288,7 +282,7 @@ func remove(tx *bbolt.Tx, places []uint64) (r removal, err error) {
 		for n < len(places) && places[n] <= b.last() {
 			n++
 		}
-		if err := r.from(tx, b, places[:n]); err != nil {
+		if err := r.from(w.tx, b, places[:n]); err != nil {
 			return r, err
 		}
 		places = places[n:]
@@ -303,7 +297,7 @@ func (r *removal) from(tx *bbolt.Tx, b block, places []uint64) error {
 		return err
 	}
 	for _, place := range places {
-		if i, ok := b.find(place); ok {
+		if i, ok := b.find(place); ok && isAlive(bits, i) {
 			bits[i/8] &^= 1 << (i % 8)
 		} else {
 			r.single = append(r.single, place)
@@ -317,7 +311,7 @@ func (r *removal) from(tx *bbolt.Tx, b block, places []uint64) error {
 	}
 	key := bytes.Clone(b.key)
 	if left*sparse >= len(b.bodies) {
-		r.live[string(key)] = bits
+		r.live = append(r.live, named{key, bits})
 		return nil
 	}
 	r.dissolved = append(r.dissolved, key)
@@ -329,9 +323,9 @@ func (r *removal) from(tx *bbolt.Tx, b block, places []uint64) error {
 	return nil
 }
 
-// carry out what was found.
-func (r *removal) carry(tx *bbolt.Tx) error {
-	single, blocks, live := tx.Bucket(bucketNames[fsm.BucketPayload]), tx.Bucket(bucketBlocks), tx.Bucket(bucketLive)
+// carry a removal out.
+func (w writing) carry(r removal) error {
+	single, blocks, live := w.tx.Bucket(bucketNames[fsm.BucketPayload]), w.tx.Bucket(bucketBlocks), w.tx.Bucket(bucketLive)
 	for _, place := range r.single {
 		if err := single.Delete(placeKey(place)); err != nil {
 			return fmt.Errorf("removing payload %d: %w", place, err)
@@ -347,8 +341,10 @@ func (r *removal) carry(tx *bbolt.Tx) error {
 			return fmt.Errorf("moving payload %d out of its block: %w", p.place, err)
 		}
 	}
-	if err := putAll(live, sumLive, r.live, slices.Sorted(maps.Keys(r.live))); err != nil {
-		return fmt.Errorf("writing what is alive of blocks: %w", err)
+	for _, n := range r.live {
+		if err := w.put(live, sumLive, n.key, n.value); err != nil {
+			return err
+		}
 	}
 	return nil
 }

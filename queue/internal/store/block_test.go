@@ -206,7 +206,7 @@ func TestPayloadsComeAndGoInAnyOrder(t *testing.T) {
 func TestADamagedBlockServesNothingWrong(t *testing.T) {
 	t.Parallel()
 	payloads := []placed{{7, []byte("one")}, {9, []byte("the other")}, {12, bytes.Repeat([]byte("x"), 99)}}
-	key, good := newBlock(payloads)
+	key, good := newBlock(payloads, &arena{})
 	for bit := range len(good) * 8 {
 		value := bytes.Clone(good)
 		value[bit/8] ^= 1 << (bit % 8)

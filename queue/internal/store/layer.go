@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"maps"
 	"runtime/debug"
 	"slices"
@@ -21,6 +20,9 @@ import (
 // log. A call that is accepted and finished within one layer never has its payload written.
 const layerBytes = 8 << 20
 
+// numberSize of keys that are numbers, in bytes.
+const numberSize = 8
+
 // fullPause between attempts to write to a full disk.
 const fullPause = time.Second
 
@@ -29,9 +31,10 @@ const opBytes = 64
 
 // layer of operations on their way to the file: for each key the newest value, nil for deleted.
 type layer struct {
-	values [fsm.Buckets]map[string][]byte
-	bytes  int
-	index  uint64 // the state is at with it; 0: empty
+	numbers [fsm.Buckets]map[uint64][]byte // of keys of eight bytes, which nearly all are
+	names   [fsm.Buckets]map[string][]byte // of all others
+	bytes   int
+	index   uint64 // the state is at with it; 0: empty
 }
 
 func newLayer() *layer { return &layer{} }
@@ -39,18 +42,28 @@ func newLayer() *layer { return &layer{} }
 func (l *layer) full() bool { return l.bytes >= layerBytes }
 
 func (l *layer) put(op fsm.Op) {
-	m := l.values[op.Bucket]
-	if m == nil {
-		m = make(map[string][]byte)
-		l.values[op.Bucket] = m
+	if len(op.Key) == numberSize {
+		put(&l.numbers[op.Bucket], binary.BigEndian.Uint64(op.Key), op.Value)
+	} else {
+		put(&l.names[op.Bucket], string(op.Key), op.Value)
 	}
-	m[string(op.Key)] = op.Value
 	l.bytes += opBytes + len(op.Key) + len(op.Value)
+}
+
+func put[K comparable](m *map[K][]byte, key K, value []byte) {
+	if *m == nil {
+		*m = make(map[K][]byte)
+	}
+	(*m)[key] = value
 }
 
 // get says what the layer knows of a key, copied.
 func (l *layer) get(b fsm.Bucket, key []byte) (value []byte, known bool) {
-	value, known = l.values[b][string(key)]
+	if len(key) == numberSize {
+		value, known = l.numbers[b][binary.BigEndian.Uint64(key)]
+	} else {
+		value, known = l.names[b][string(key)]
+	}
 	if value != nil {
 		value = append([]byte{}, value...)
 	}
@@ -119,9 +132,11 @@ func (s *Store) writeLayer(l *layer) (err error) {
 	s.files.RLock()
 	defer s.files.RUnlock()
 	defer caught(&err)
+	defer s.arena.reset()
 	return s.db.Update(func(tx *bbolt.Tx) error {
-		for i, values := range l.values {
-			if err := writeBucket(tx, fsm.Bucket(i), values); err != nil {
+		w := writing{tx, &s.arena}
+		for i := range fsm.Bucket(fsm.Buckets) {
+			if err := w.bucket(i, l.numbers[i], l.names[i]); err != nil {
 				return err
 			}
 		}
@@ -129,46 +144,49 @@ func (s *Store) writeLayer(l *layer) (err error) {
 	})
 }
 
-func writeBucket(tx *bbolt.Tx, bucket fsm.Bucket, values map[string][]byte) error {
-	keys := slices.Sorted(maps.Keys(values))
-	if bucket == fsm.BucketPayload {
-		return writePayloads(tx, values, keys)
-	}
-	b := tx.Bucket(bucketNames[bucket])
-	b.FillPercent = fillPercent
-	return putAll(b, bucket, values, keys)
+// writing of one layer.
+type writing struct {
+	tx    *bbolt.Tx
+	arena *arena
 }
 
-// putAll of the keys, which are in order, or delete them where they have no value.
-func putAll(b *bbolt.Bucket, bucket fsm.Bucket, values map[string][]byte, keys []string) error {
-	for _, key := range keys {
-		var err error
-		if value := values[key]; value == nil {
-			err = b.Delete([]byte(key))
-		} else {
-			err = b.Put([]byte(key), withSum(bucket, []byte(key), value))
+func (w writing) bucket(bucket fsm.Bucket, numbers map[uint64][]byte, names map[string][]byte) error {
+	b := w.tx.Bucket(bucketNames[bucket])
+	b.FillPercent = fillPercent
+	sorted := slices.AppendSeq(make([]uint64, 0, len(numbers)), maps.Keys(numbers))
+	slices.Sort(sorted)
+	if bucket == fsm.BucketPayload {
+		if err := w.payloads(numbers, sorted); err != nil {
+			return err
 		}
-		if err != nil {
-			return fmt.Errorf("writing key %x of bucket %d: %w", key, bucket, err)
+	} else {
+		var key [numberSize]byte
+		for _, number := range sorted {
+			binary.BigEndian.PutUint64(key[:], number)
+			if err := w.put(b, bucket, key[:], numbers[number]); err != nil {
+				return err
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		if err := w.put(b, bucket, []byte(name), names[name]); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-// sumSize of the CRC-32C behind each value in the file.
-const sumSize = 4
-
-// sum of a value in its place: one that turns up elsewhere does not fit.
-func sum(b fsm.Bucket, key, value []byte) uint32 {
-	c := crc32.Update(uint32(b), castagnoli, key)
-	return crc32.Update(c, castagnoli, value)
-}
-
-func withSum(b fsm.Bucket, key, value []byte) []byte {
-	sealed := append(make([]byte, 0, len(value)+sumSize), value...)
-	return binary.BigEndian.AppendUint32(sealed, sum(b, key, value))
+// put a value, or delete the key where it is nil. The key's memory is the caller's again.
+func (w writing) put(b *bbolt.Bucket, bucket fsm.Bucket, key, value []byte) (err error) {
+	if value == nil {
+		err = b.Delete(key)
+	} else {
+		err = b.Put(key, w.arena.sealed(bucket, key, value))
+	}
+	if err != nil {
+		return fmt.Errorf("writing key %x of bucket %d: %w", key, bucket, err)
+	}
+	return nil
 }
 
 func checkSum(b fsm.Bucket, key, sealed []byte) ([]byte, error) {

@@ -77,6 +77,7 @@ type Store struct {
 
 	// writeTo is writeLayer but in tests of a full disk.
 	writeTo func(*layer) error
+	arena   arena // of writeLayer
 	// hurry is closed when a full disk is not waited for any more.
 	hurry     chan struct{}
 	hurryOnce sync.Once
