@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http/httptrace"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -147,6 +148,7 @@ func (b *batcher) send() {
 			fruitless++
 			continue
 		}
+		b.gather()
 		batch := b.take()
 		if len(batch) == 0 { // the other sender had it, or the callers have gone
 			continue
@@ -172,6 +174,25 @@ func (b *batcher) waiting() bool {
 		return false
 	}
 	return true
+}
+
+// gather lets callers in who are about to come: those that have just been answered come again within microseconds, and a batch that
+// left before them would be of one. It yields as long as somebody comes, and waits for nobody.
+func (b *batcher) gather() {
+	const looks = 4
+	for came := 0; came < looks; came++ {
+		before := b.length()
+		runtime.Gosched()
+		if now := b.length(); now <= before || now >= wire.MaxBatchOps {
+			return
+		}
+	}
+}
+
+func (b *batcher) length() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.ops
 }
 
 // take removes the next batch from the queue. One item over the limit travels alone.
