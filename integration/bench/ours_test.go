@@ -83,7 +83,7 @@ func startOurs(t *testing.T, env ...string) *ours {
 	gate := filepath.Join(t.TempDir(), "open")
 	c := cluster.Start(t, cluster.Options{
 		Functions: fmt.Sprintf(functions, filepath.Join(programs, "reader"), gate),
-		Env:       append([]string{"LOG_LEVEL=warn", fmt.Sprintf("QUEUE_PROFILE=%t", *profiles != "")}, env...),
+		Env:       append([]string{"LOG_LEVEL=warn", fmt.Sprintf("QUEUE_PROFILE=%t", *profiles != ""), fmt.Sprintf("EDGE_PROFILE=%t", *profiles != "")}, env...),
 	})
 	return &ours{c, strings.TrimPrefix(c.URL(0), "http://"), gate}
 }
@@ -151,7 +151,7 @@ func (o *ours) counted(t *testing.T, part float64, measure func() sample) sample
 	return s
 }
 
-// profile asks every queue node for profiles of processor time and allocations in the measured interval, when -profiles is given.
+// profile asks every queue node and the edge for profiles of processor time and allocations in the measured interval, when -profiles is given.
 func (o *ours) profile(t *testing.T) (wait func()) {
 	t.Helper()
 	var all sync.WaitGroup
@@ -159,8 +159,11 @@ func (o *ours) profile(t *testing.T) (wait func()) {
 		return all.Wait
 	}
 	leader := o.QueueLeader(0)
-	for _, name := range o.Names("queue-") {
-		role := map[bool]string{true: "leader", false: "follower"}[name == leader]
+	for _, name := range append(o.Names("queue-"), "edge-0") {
+		role := map[string]string{leader: "leader", "edge-0": "edge"}[name]
+		if role == "" {
+			role = "follower"
+		}
 		file := filepath.Join(*profiles, fmt.Sprintf("%s-%s.%d.pprof", role, name, time.Now().UnixMilli()))
 		for what, suffix := range map[string]string{"profile": "", "allocs": ".allocs"} {
 			url := fmt.Sprintf("http://127.0.0.1:%d/debug/pprof/%s?seconds=%d", o.Ports()[name]["admin"], what, int((*length + warmUp).Seconds()))
