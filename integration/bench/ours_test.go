@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/slimfaas/slimfaas/integration/cluster"
 	"github.com/slimfaas/slimfaas/shared/queueclient"
@@ -113,7 +114,11 @@ func (o *ours) submitTo(t *testing.T, function string, callers int, warm, length
 		return drive(t, callers, warm, length, func(int) (caller, func()) {
 			return func(ctx context.Context, n int) error {
 				id := uuid.Must(uuid.NewV7())
-				result, err := client.Do(ctx, &wire.Op{Op: &wire.Op_Accept{Accept: &wire.Accept{Id: id[:], Function: function, Payload: payload(n)}}})
+				request, err := proto.Marshal(&wire.StoredRequest{Method: http.MethodPost, Path: "/", Body: payload(n)}) // as an edge stores one
+				if err != nil {
+					return err
+				}
+				result, err := client.Do(ctx, &wire.Op{Op: &wire.Op_Accept{Accept: &wire.Accept{Id: id[:], Function: function, Payload: request}}})
 				if err == nil && result.GetCode() != wire.Code_CODE_OK {
 					err = fmt.Errorf("%v: %s", result.GetCode(), result.GetDetail())
 				}
