@@ -155,9 +155,16 @@ func (o *ours) pace(t *testing.T, function string, rate float64, total int) []fl
 	took := make([][]float64, min(pacedConnections, total))
 	for i := range took {
 		senders.Go(func() {
-			c := dial(t, o.edge)
-			defer c.close()
+			var c *wire1
+			defer func() {
+				if c != nil {
+					c.close()
+				}
+			}()
 			for n := range turns {
+				if c == nil { // not before: a connection without a request is closed after five seconds
+					c = dial(t, o.edge)
+				}
 				began := time.Now()
 				if err := c.post("/async-function/"+function+"/x", stamped(n)); err != nil {
 					t.Errorf("paced call of %s: %v", function, err)
