@@ -5,6 +5,7 @@ package bench
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -269,8 +270,11 @@ func profileEdge(t *testing.T, f *front, who, way string) (wait func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		url := fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", f.admin, int((*length+warmUp)/time.Second))
-		if err := fetch(t.Context(), url, filepath.Join(*profiles, "edge-"+way+".pprof")); err != nil {
+		seconds := int((*length + warmUp) / time.Second)
+		file := filepath.Join(*profiles, "edge-"+way+".pprof")
+		err := errors.Join(fetch(t.Context(), fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", f.admin, seconds), file),
+			fetch(t.Context(), fmt.Sprintf("http://%s/debug/pprof/allocs", f.admin), file+".allocs"))
+		if err != nil {
 			t.Errorf("profiling: %v", err)
 		}
 	}()
