@@ -19,6 +19,8 @@ type conn struct {
 	resting atomic.Int64 // what was taken when it became idle; under zero: it is not idle
 	http2   atomic.Bool
 	closed  atomic.Bool
+	failed  atomic.Bool // reading ended
+	watch   atomic.Pointer[Watch]
 
 	// Of conns, and guarded by its mutex:
 	state      http.ConnState
@@ -31,6 +33,9 @@ type conn struct {
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.TCPConn.Read(p)
 	c.taken.Add(int64(n))
+	if err != nil {
+		c.noticed(err)
+	}
 	return n, err //nolint:wrapcheck // it is the connection
 }
 

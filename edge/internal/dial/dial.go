@@ -43,7 +43,14 @@ func Context(ctx context.Context, network, address string) (net.Conn, error) {
 	if err != nil {
 		return nil, &Error{err}
 	}
-	return &Conn{Conn: conn}, nil
+	c := &Conn{Conn: conn}
+	if sc, ok := conn.(syscall.Conn); ok {
+		c.raw, _ = sc.SyscallConn() // of TCP: there is one
+	}
+	c.look = func(fd uintptr) {
+		_, _, c.seen = syscall.Recvfrom(int(fd), c.one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	}
+	return c, nil
 }
 
 // Patiently dials like Context, and again for AgainFor while the replica does not answer: for calls that can go to no other.
@@ -76,6 +83,12 @@ type Conn struct {
 	net.Conn
 	written atomic.Int64
 	reused  atomic.Bool // the next write is the first of a request on a connection that was idle
+
+	// Of closedByPeer, which is called once or twice a request and allocates nothing. Whoever has the idle connection may use them.
+	raw  syscall.RawConn // nil: nothing is known of it
+	look func(fd uintptr)
+	one  [1]byte
+	seen error
 }
 
 // Request notes that a request begins on the connection, reused or new, and returns a function that says whether it has been
@@ -87,12 +100,12 @@ func (c *Conn) Request(reused bool) (unsent func() bool) {
 }
 
 // Quiet says that nothing has come on an idle connection, neither its end nor bytes nobody asked for.
-func (c *Conn) Quiet() bool { return !closedByPeer(c.Conn) }
+func (c *Conn) Quiet() bool { return !c.closedByPeer() }
 
 // Write writes, but nothing on an idle connection that its function has closed (ErrIdleClosed): such a write would succeed, the
 // request would be lost, and nobody could tell whether the function had seen it.
 func (c *Conn) Write(p []byte) (int, error) {
-	if c.reused.Swap(false) && closedByPeer(c.Conn) {
+	if c.reused.Swap(false) && c.closedByPeer() {
 		return 0, ErrIdleClosed
 	}
 	n, err := c.Conn.Write(p)
@@ -102,21 +115,12 @@ func (c *Conn) Write(p []byte) (int, error) {
 
 // closedByPeer looks, without waiting and without taking anything, whether an idle connection has come to its end, or carries
 // bytes nobody asked for.
-func closedByPeer(conn net.Conn) bool {
-	sc, ok := conn.(syscall.Conn)
-	if !ok {
+func (c *Conn) closedByPeer() bool {
+	if c.raw == nil {
 		return false
 	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
+	if err := c.raw.Control(c.look); err != nil {
 		return true // closed on our side
 	}
-	var peek error
-	var one [1]byte
-	if err := raw.Control(func(fd uintptr) {
-		_, _, peek = syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-	}); err != nil {
-		return true
-	}
-	return !errors.Is(peek, syscall.EAGAIN)
+	return !errors.Is(c.seen, syscall.EAGAIN)
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/slimfaas/slimfaas/edge/internal/dial"
 	"github.com/slimfaas/slimfaas/edge/internal/replica"
 	"github.com/slimfaas/slimfaas/edge/internal/upstream"
+	"github.com/slimfaas/slimfaas/shared/serve"
 )
 
 var (
@@ -86,6 +87,8 @@ type exchange struct {
 	refused []string // names and instances of replicas that could not be connected to
 	slow    []string // the same, of those that did not answer in time, since all were tried last
 	inbound context.Context
+	watch   serve.Watch             // for the caller's leaving, where it can be
+	guard   guardedWriter           // to an HTTP/1 caller
 	body    io.ReadCloser           // the caller's; nil: there is none
 	cancel  context.CancelCauseFunc // nil in a plain exchange without a body
 	timer   *time.Timer             // the same
@@ -119,9 +122,9 @@ func (f *Forwarder) Serve(w http.ResponseWriter, r *http.Request, c Call) {
 	}
 	_, x.cors = w.Header()["Access-Control-Allow-Origin"]
 	if r.ProtoMajor == 1 {
-		guarded := &guardedWriter{ResponseWriter: w, control: http.NewResponseController(w), stalled: f.Stalled}
-		defer guarded.clear()
-		w = guarded
+		x.guard = guardedWriter{ResponseWriter: w, stalled: f.Stalled}
+		defer x.guard.clear()
+		w = &x.guard
 	}
 	if plain(r) {
 		f.plain(w, r, x)

@@ -2,6 +2,7 @@ package forward_test
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -21,6 +22,7 @@ import (
 	"github.com/slimfaas/slimfaas/edge/internal/replica"
 	"github.com/slimfaas/slimfaas/edge/internal/route"
 	"github.com/slimfaas/slimfaas/shared/function"
+	house "github.com/slimfaas/slimfaas/shared/serve"
 	"github.com/slimfaas/slimfaas/shared/testkit"
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
@@ -76,15 +78,21 @@ func setup(t *testing.T, addresses ...string) *bundle {
 			Next: func(tried func(*replica.Replica) bool) (*replica.Lease, bool) { return b.fn.Choose(load.Sync, tried) },
 		})
 	})
-	var p http.Protocols
-	p.SetHTTP1(true)
-	p.SetUnencryptedHTTP2(true)
-	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { b.handler.ServeHTTP(w, r) }))
-	srv.Config.Protocols = &p
-	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
-	srv.Start()
-	t.Cleanup(srv.Close)
-	b.url, b.addr = srv.URL, srv.Listener.Addr().String()
+	srv := house.New(house.Options{Name: "test", Log: slog.New(slog.DiscardHandler), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b.handler.ServeHTTP(w, r)
+	})})
+	if err := srv.Listen(t.Context(), "127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = srv.Run(ctx, 0) // says that it has cut what is open
+	}()
+	t.Cleanup(func() { stop(); <-ended })
+	b.addr = srv.Addr().String()
+	b.url = "http://" + b.addr
 	return b
 }
 

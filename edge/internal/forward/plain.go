@@ -65,14 +65,14 @@ func (f *Forwarder) once(ctx context.Context, w http.ResponseWriter, r *http.Req
 		defer uploaded()
 	}
 	resp, err := conn.Answer(r.Method, func(info *http.Response) { inform(w, info) }) //nolint:bodyclose // its Close would read what is left; the connection is closed instead
-	if err != nil && x.repeatable(r.Method, conn, reason(ctx, err)) && x.leaves(ctx) && x.another(false) {
+	if err != nil && x.repeatable(r.Method, conn, x.reason(ctx, err)) && x.leaves(ctx) && x.another(false) {
 		return true
 	}
 	if err == nil {
 		err = x.answered(resp.Header)
 	}
 	if err != nil {
-		f.refused(w, x, reason(ctx, err))
+		f.refused(w, x, x.reason(ctx, err))
 		return false
 	}
 	if !conn.Arrived(resp.ContentLength) {
@@ -147,8 +147,12 @@ func (f *Forwarder) sent(ctx context.Context, r *http.Request, x *exchange) (con
 			}
 			continue
 		}
-		attempt := conn
-		keep = context.AfterFunc(ctx, func() { _ = attempt.Close() })
+		if x.body == nil && x.watch.Start(r, conn) {
+			keep = x.watch.Stop
+		} else {
+			attempt := conn
+			keep = context.AfterFunc(ctx, func() { _ = attempt.Close() })
+		}
 		var deadline time.Time // with a body it is a timer's to say: see await
 		if x.body == nil {
 			deadline = x.began.Add(x.HeaderTimeout)
@@ -161,7 +165,7 @@ func (f *Forwarder) sent(ctx context.Context, r *http.Request, x *exchange) (con
 		}
 		keep()
 		_ = conn.Close()
-		if cause := context.Cause(ctx); cause != nil {
+		if cause := x.over(ctx); cause != nil {
 			return nil, nil, cause
 		}
 		if sent || again == idlePerReplica {
@@ -171,9 +175,17 @@ func (f *Forwarder) sent(ctx context.Context, r *http.Request, x *exchange) (con
 	}
 }
 
+// over says what has ended the exchange; nil: nothing has.
+func (x *exchange) over(ctx context.Context) error {
+	if x.watch.Gone() {
+		return context.Canceled // as the context will say in a moment
+	}
+	return context.Cause(ctx)
+}
+
 // reason of a failed exchange: what ended it, if something did, and not what that looked like on the connection.
-func reason(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); cause != nil {
+func (x *exchange) reason(ctx context.Context, err error) error {
+	if cause := x.over(ctx); cause != nil {
 		return cause
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -188,9 +200,9 @@ func (f *Forwarder) upload(w http.ResponseWriter, r *http.Request, x *exchange, 
 	done, whole := make(chan struct{}), false
 	go func() {
 		defer close(done)
-		buffer := f.buffers.Get()
-		defer f.buffers.Put(buffer)
-		readErr, writeErr := conn.SendBody(&watchedBody{r: r.Body, x: x}, r.ContentLength, buffer)
+		buffer := f.buffers.take()
+		defer f.buffers.give(buffer)
+		readErr, writeErr := conn.SendBody(&watchedBody{r: r.Body, x: x}, r.ContentLength, *buffer)
 		if readErr != nil {
 			x.cancel(readErr)
 		}
@@ -258,8 +270,9 @@ func (f *Forwarder) relayBody(w http.ResponseWriter, resp *http.Response, conn *
 			return err
 		}
 	}
-	buffer := f.buffers.Get()
-	defer f.buffers.Put(buffer)
+	pooled := f.buffers.take()
+	defer f.buffers.give(pooled)
+	buffer := *pooled
 	for left := resp.ContentLength; ; {
 		n, err := resp.Body.Read(buffer)
 		if n > 0 {
@@ -287,7 +300,7 @@ func (f *Forwarder) relayBody(w http.ResponseWriter, resp *http.Response, conn *
 func flush(w http.ResponseWriter) error {
 	if guarded, ok := w.(*guardedWriter); ok {
 		guarded.arm()
-		return guarded.control.Flush()
+		return guarded.controller().Flush()
 	}
 	return http.NewResponseController(w).Flush()
 }

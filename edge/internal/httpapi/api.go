@@ -183,7 +183,9 @@ func (a *API) answer(w http.ResponseWriter, r *http.Request, in *Request, inside
 		TooLarge(w, a.MaxBody)
 		return
 	}
-	r.Body = http.MaxBytesReader(w, r.Body, a.MaxBody)
+	if r.Body != http.NoBody {
+		r.Body = http.MaxBytesReader(w, r.Body, a.MaxBody)
+	}
 
 	in.Route = rt
 	peer := access.Peer(r.RemoteAddr)

@@ -5,6 +5,7 @@ package route
 
 import (
 	"net/url"
+	"slices"
 	"strings"
 )
 
@@ -171,18 +172,18 @@ func (p *pattern) match(path, rest string) (Route, bool) {
 	if p.exact {
 		return Route{}, len(path) == len(p.literal)+1
 	}
-	var names []string
-	for range p.params {
+	var names [3]string
+	for i := range p.params {
 		segment, behind, more := cutSegment(rest)
 		name, err := url.PathUnescape(segment)
 		if err != nil || name == "" || strings.ContainsRune(name, 0) {
 			return Route{}, false
 		}
-		names = append(names, name)
+		names[i] = name
 		if rest = behind; more {
 			rest = "/" + behind
 		}
-		if len(names) < p.params || p.suffix != "" {
+		if i+1 < p.params || p.suffix != "" {
 			rest = strings.TrimPrefix(rest, "/")
 		}
 	}
@@ -194,8 +195,9 @@ func (p *pattern) match(path, rest string) (Route, bool) {
 			return Route{}, false
 		}
 	}
-	if len(names) > 0 {
-		r.Name, r.Params = names[0], names[1:]
+	r.Name = names[0]
+	if p.params > 1 {
+		r.Params = slices.Clone(names[1:p.params])
 	}
 	if p.tail {
 		if r.Rest = rest; rest == "" {
