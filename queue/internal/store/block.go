@@ -21,7 +21,7 @@ import (
 // all that (4); then the payloads, each with its sum as it would have in the payloads' bucket. Numbers are big endian.
 
 const (
-	// blockBytes of payloads make a block full.
+	// blockBytes make a block full.
 	blockBytes = 64 << 10
 	// largest payload that goes into a block, in bytes: of larger ones most of the cost is their bytes.
 	largest = 8 << 10
@@ -221,7 +221,7 @@ func (w writing) payloads(values map[uint64][]byte, places []uint64) error {
 	for len(small) > 0 {
 		n, size := 0, 0
 		for n < len(small) && size < blockBytes {
-			size += len(small[n].payload)
+			size += blockEntry + len(small[n].payload) + sumSize
 			n++
 		}
 		if n < fewest {
