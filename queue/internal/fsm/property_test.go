@@ -272,6 +272,63 @@ func run(t *testing.T, seed uint64, entries int) {
 	}
 }
 
+// The same at length: as many commands as a busy node sees in minutes, whole entries against single commands, and at random moments
+// the laws, and a machine loaded from the store that goes on in the place of another. SLIMFAAS_FULL=1 is a million commands for each of
+// a hundred seeds.
+func TestAMillionRandomCommands(t *testing.T) {
+	t.Parallel()
+	seeds, commands, looks := uint64(2), 10_000, 100
+	if os.Getenv("SLIMFAAS_FULL") != "" {
+		seeds, commands, looks = 100, 1_000_000, 3000
+	}
+	for seed := range seeds {
+		t.Run("", func(t *testing.T) {
+			t.Parallel()
+			runLong(t, seed, commands, looks)
+		})
+	}
+}
+
+// runLong looks at everything once in so many entries.
+func runLong(t *testing.T, seed uint64, commands, looks int) {
+	t.Helper()
+	g := &generator{Rand: rand.New(rand.NewPCG(seed, 2)), machine: New()}
+	reloaded, single := New(), New()
+	stored := disk{}
+	now := int64(1_000_000)
+	for index := uint64(1); commands > 0; index++ {
+		now += int64(g.IntN(1000))
+		b := g.batch(now)
+		commands -= len(b.Commands)
+		results, _, ops := g.machine.Apply(index, b)
+		stored.execute(ops)
+		reloaded.Apply(index, b)
+		for i, c := range b.Commands {
+			r, _, _ := single.Apply(index, command.Batch{NowUnixMs: b.NowUnixMs, Commands: []command.Command{c}})
+			if !reflect.DeepEqual(r[0], results[i]) {
+				t.Fatalf("seed %d, entry %d, command %d alone: %+v, in its batch %+v", seed, index, i, r[0], results[i])
+			}
+		}
+		if g.IntN(looks) > 0 && commands > 0 {
+			continue
+		}
+		if h := g.machine.Hash(); h != reloaded.Hash() || h != single.Hash() {
+			t.Fatalf("seed %d, entry %d: hashes %x, reloaded %x, singly %x", seed, index, h, reloaded.Hash(), single.Hash())
+		}
+		if err := lawful(g.machine, stored); err != nil {
+			t.Fatalf("seed %d, entry %d: %v", seed, index, err)
+		}
+		loaded, err := Load(index, stored.each)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if loaded.Hash() != g.machine.Hash() {
+			t.Fatalf("seed %d, entry %d: loaded state differs", seed, index)
+		}
+		reloaded = loaded
+	}
+}
+
 // keyModel is the promise of idempotency keys, kept the simple way.
 type keyModel map[[2]string]struct {
 	id    command.ID
