@@ -149,6 +149,100 @@ func TestATornAppendIsCutAndLeavesNothingBehind(t *testing.T) {
 	b.want(1, "first", "second", "THIRD") // and not "fourth", whose index, place and append fit
 }
 
+// The power goes while an append of some forty kilobytes is written: of its sectors any are on the disk, the others as they were. What
+// was there before is there afterwards, with records of the append up to one that is not whole, and the log goes on.
+func TestAnAppendTornAtAnySector(t *testing.T) {
+	t.Parallel()
+	const sector, large = 512, 256 << 10
+	b := setup(t)
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if b.Log, err = open(b.dir, b.note, large); err != nil {
+		t.Fatal(err)
+	}
+	random := rand.New(rand.NewPCG(10, 10))
+	long := func(n int) (all []string) {
+		for range n {
+			data := make([]byte, random.IntN(2000))
+			for i := range data {
+				data[i] = byte(random.Uint32())
+			}
+			all = append(all, string(data))
+		}
+		return all
+	}
+	read := func() []byte {
+		content, err := os.ReadFile(b.newestFile())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return content
+	}
+	early, late := long(5), long(40)
+	b.append(1, early...)
+	before := read()
+	b.append(6, late...)
+	after := read()
+	if len(before) != len(after) {
+		t.Fatalf("the file grew from %d to %d bytes: it is not made in one piece any more", len(before), len(after))
+	}
+	first, last := 0, 0 // sectors that the append changed
+	for i := range len(after) / sector {
+		if !bytes.Equal(before[i*sector:(i+1)*sector], after[i*sector:(i+1)*sector]) {
+			if first == 0 {
+				first = i
+			}
+			last = i
+		}
+	}
+	cases := 0
+	try := func(what string, written func(i int) bool) {
+		t.Helper()
+		cases++
+		torn := bytes.Clone(before)
+		for i := first; i <= last; i++ {
+			if written(i) {
+				copy(torn[i*sector:(i+1)*sector], after[i*sector:])
+			}
+		}
+		b.edit(b.newestFile(), func(c []byte) { copy(c, torn) })
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if b.Log, err = open(b.dir, b.note, large); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		_, end := b.Bounds()
+		kept := int(end) - len(early)
+		if kept < 0 || kept > len(late) || (kept == len(late)) != bytes.Equal(torn, after) {
+			t.Fatalf("%s: the log ends at %d", what, end)
+		}
+		all := slices.Concat(early, late[:kept])
+		b.want(1, all...)
+		b.append(uint64(len(all))+1, "goes on")
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if b.Log, err = open(b.dir, b.note, large); err != nil {
+			t.Fatalf("%s, gone on: %v", what, err)
+		}
+		b.want(1, append(slices.Clone(all), "goes on")...)
+	}
+	for i := first; i <= last+1; i++ {
+		try(fmt.Sprintf("the first %d sectors", i-first), func(j int) bool { return j < i })
+		try(fmt.Sprintf("all but sector %d", i-first), func(j int) bool { return j != i })
+		try(fmt.Sprintf("sector %d only", i-first), func(j int) bool { return j == i })
+	}
+	for n := range 50 {
+		try(fmt.Sprintf("some, %d", n), func(int) bool { return random.IntN(2) == 0 })
+	}
+	if cases < 200 {
+		t.Errorf("%d cases", cases)
+	}
+}
+
 func TestDamageThatNoTornWriteExplainsIsAnError(t *testing.T) {
 	t.Parallel()
 	long := string(bytes.Repeat([]byte("x"), smallSegment/2))
