@@ -196,11 +196,12 @@ func (w writing) payloads(values map[uint64][]byte, places []uint64) error {
 	if err != nil {
 		return err
 	}
+	unused := max(beyond, firstUnused(single))
 	var gone, alone []uint64
 	small := make([]placed, 0, len(places))
 	for _, place := range places {
 		value := values[place]
-		if value == nil || place < beyond {
+		if value == nil && place < unused || place < beyond { // else it came and went within the layer
 			gone = append(gone, place)
 		}
 		switch {
@@ -252,6 +253,15 @@ func firstFree(blocks *bbolt.Bucket) (uint64, error) {
 		return 0, err
 	}
 	return b.last() + 1, nil
+}
+
+// firstUnused is the first place behind all that have a value of their own.
+func firstUnused(single *bbolt.Bucket) uint64 {
+	key, _ := single.Cursor().Last()
+	if len(key) < numberSize {
+		return 0
+	}
+	return binary.BigEndian.Uint64(key) + 1 // a part's key goes on behind the place
 }
 
 // removal is what takes payloads out of the file. It is found before anything is written: a cursor of bbolt's may run for ever over

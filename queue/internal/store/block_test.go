@@ -55,6 +55,9 @@ func (w *payloadWorld) layer() {
 			size = w.rand.IntN(2 * largest)
 		}
 		put(w.next, w.random(size))
+		if w.rand.IntN(5) == 0 { // over before it was written
+			remove(w.next)
+		}
 	}
 	places := slices.Sorted(maps.Keys(w.alive))
 	switch w.rand.IntN(4) {
