@@ -2,6 +2,8 @@ package raftnode
 
 import (
 	"bufio"
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -15,6 +17,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,6 +34,9 @@ type processConfig struct {
 	Dir     string
 	Control string // address of the line protocol below
 	Large   bool   // house limits of the log instead of the small ones of tests
+	// SnapshotEntries instead of 500, Payload bytes of a proposal instead of 7; 0: those.
+	SnapshotEntries int
+	Payload         int
 }
 
 func TestMain(m *testing.M) {
@@ -48,7 +54,7 @@ func TestMain(m *testing.M) {
 //
 // Protocol, one line each way: `propose ID` → ok | none | unknown; `read ID` → yes | no | none (linearizable); `office` → yes | no;
 // `hash` → number, of state and payloads; `ids` → all ids, space-separated; `fill N` → ok (calls of 1 KiB); `state` → applied
-// index, its hash, calls; `payloads` → ok (of all unfinished calls).
+// index, its hash, calls; `payloads` → ok (of all unfinished calls); `restored` → how often the state came by a snapshot.
 func runNodeProcess(encoded string) error {
 	var config processConfig
 	if err := json.Unmarshal([]byte(encoded), &config); err != nil {
@@ -58,6 +64,7 @@ func runNodeProcess(encoded string) error {
 	if config.Large {
 		self.SnapshotEntries, self.TrailingBytes = 0, 0
 	}
+	self.SnapshotEntries = cmp.Or(config.SnapshotEntries, self.SnapshotEntries)
 	for _, m := range config.Members {
 		if m.Name == config.Name {
 			self.ListenAddress = m.RaftAddress
@@ -67,6 +74,16 @@ func runNodeProcess(encoded string) error {
 	if err != nil {
 		return err
 	}
+	payload := []byte("payload")
+	if config.Payload > 0 {
+		payload = bytes.Repeat([]byte{'x'}, config.Payload)
+	}
+	var restored atomic.Uint64
+	n.OnChange(func(_ uint64, changes []fsm.Change) {
+		if changes == nil {
+			restored.Add(1)
+		}
+	})
 	control, err := net.Listen("tcp", config.Control)
 	if err != nil {
 		return err
@@ -77,7 +94,7 @@ func runNodeProcess(encoded string) error {
 			if err != nil {
 				return
 			}
-			go serveControl(n, conn)
+			go serveControl(&controlled{n, payload, &restored}, conn)
 		}
 	}()
 	ended := make(chan struct{})
@@ -93,7 +110,14 @@ func runNodeProcess(encoded string) error {
 	}
 }
 
-func serveControl(n *Node, conn net.Conn) {
+// controlled is a node, what it proposes, and how often its state came by a snapshot.
+type controlled struct {
+	*Node
+	payload  []byte
+	restored *atomic.Uint64
+}
+
+func serveControl(n *controlled, conn net.Conn) {
 	defer func() { _ = conn.Close() }()
 	lines := bufio.NewScanner(conn)
 	for lines.Scan() {
@@ -105,11 +129,11 @@ func serveControl(n *Node, conn net.Conn) {
 	}
 }
 
-func control(n *Node, verb string, id uint64) string {
+func control(n *controlled, verb string, id uint64) string {
 	yesNo := map[bool]string{true: "yes", false: "no"}
 	switch verb {
 	case "propose":
-		_, _, err := n.Propose(context.Background(), accept(id, []byte("payload")))
+		_, _, err := n.Propose(context.Background(), accept(id, n.payload))
 		switch {
 		case err == nil:
 			return "ok"
@@ -130,7 +154,7 @@ func control(n *Node, verb string, id uint64) string {
 	case "hash":
 		var hash uint64
 		n.View(func(m *fsm.Machine) { hash = m.Hash() })
-		sum, err := payloadSum(n)
+		sum, err := payloadSum(n.Node)
 		if err != nil {
 			return err.Error()
 		}
@@ -143,8 +167,10 @@ func control(n *Node, verb string, id uint64) string {
 			}
 		})
 		return out.String()
+	case "restored":
+		return strconv.FormatUint(n.restored.Load(), 10)
 	}
-	return controlBacklog(n, verb, id)
+	return controlBacklog(n.Node, verb, id)
 }
 
 func payloadSum(n *Node) (sum uint64, err error) {
