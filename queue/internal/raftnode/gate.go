@@ -67,6 +67,8 @@ type gate struct {
 
 	standing atomic.Int32
 	mute     atomic.Bool
+	// confirmations of this node's leadership.
+	confirmations confirmations
 	// heard is the leader's last word on what is committed, for a node that is filled.
 	heard atomic.Pointer[leaderWord]
 	// caller is the leader that last sent something to a node that takes nothing, or who last asked one that is alone in its cluster
@@ -236,7 +238,11 @@ func (g *gate) AppendEntries(id raft.ServerID, at raft.ServerAddress, q *raft.Ap
 		if err := g.maySend(id); err != nil {
 			return err
 		}
+		sent := time.Now()
 		err := g.NetworkTransport.AppendEntries(id, at, q, a)
+		if err == nil {
+			g.confirmations.answered(string(id), sent, q.Term, a.Term)
+		}
 		var op *net.OpError
 		if err == nil || isHeartbeat(q) || !errors.As(err, &op) || op.Op != "dial" || !g.dialAgain(string(id), q.Term) {
 			return err

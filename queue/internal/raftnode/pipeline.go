@@ -61,6 +61,7 @@ func (p *gatedPipeline) pass() {
 	for {
 		select {
 		case answer := <-p.AppendPipeline.Consumer():
+			p.gate.confirmations.answered(string(p.to), answer.Start(), answer.Request().Term, answer.Response().Term)
 			taken := answer.Response().Success
 			select {
 			case p.answered <- answer:

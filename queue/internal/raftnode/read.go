@@ -15,7 +15,8 @@ const readTimeout = 2 * time.Second
 // context's (its own limit is 2 s).
 //
 // The library has no ReadIndex; this is its recipe (reliability.md §2): something of this term is committed and applied (the
-// office's barrier), note the commit index, a majority confirms the leadership, the term is still the same, wait for apply.
+// office's barrier), note the commit index, a majority confirms the leadership, the term is still the same, wait for apply. What
+// confirms it is an answer to a message sent after the index was noted: see confirmations.
 func (n *Node) ReadBarrier(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
@@ -24,6 +25,7 @@ func (n *Node) ReadBarrier(ctx context.Context) error {
 		return err
 	}
 	commit := n.raft.CommitIndex()
+	noted := time.Now()
 	verified := make(chan error, 1)
 	future := n.raft.VerifyLeader()
 	go func() { verified <- future.Error() }() // ends with the lease at the latest
@@ -34,6 +36,9 @@ func (n *Node) ReadBarrier(ctx context.Context) error {
 		}
 	case <-ctx.Done():
 		return fmt.Errorf("confirming the leadership: %w", ctx.Err())
+	}
+	if err := n.confirmed(ctx, t.number, noted); err != nil {
+		return err
 	}
 	if n.raft.CurrentTerm() != t.number || t.ctx.Err() != nil {
 		return n.notLeader()
