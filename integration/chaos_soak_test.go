@@ -67,7 +67,7 @@ func TestChaosSoak(t *testing.T) {
 	minutes := n.runs(0, 10)
 	rec := newRecords(t)
 	c := cluster.Start(t, cluster.Options{
-		Edges: 2, Scalers: 2, Env: []string{"QUEUE_HISTORY_AGE=60s"},
+		Edges: 2, Scalers: 2, Env: []string{"QUEUE_HISTORY_COUNT=2000"},
 		Functions: rec.yaml(
 			fn{name: "busy", annotations: map[string]string{"ReplicasMin": "2", "SubscribeEvents": "soaked", "NumberParallelRequest": "20"}},
 			fn{name: "sleepy", annotations: map[string]string{"TimeoutSecondBeforeSetReplicasMin": "3"}},

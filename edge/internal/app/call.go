@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/slimfaas/slimfaas/edge/internal/forward"
@@ -96,10 +97,22 @@ func (c *caller) quietly(w http.ResponseWriter, r *http.Request, in *httpapi.Req
 }
 
 func (c *caller) forward(w http.ResponseWriter, r *http.Request, in *httpapi.Request, first *replica.Lease, kind load.Kind, patience time.Duration) {
+	began := time.Now()
+	next := func(tried func(*replica.Replica) bool) (*replica.Lease, bool) {
+		if lease, ok := in.Function.Choose(kind, tried); ok || kind != load.Sync {
+			return lease, ok
+		}
+		if slices.ContainsFunc(in.Function.Replicas(), (*replica.Replica).Usable) {
+			return nil, false // those were tried
+		}
+		// What refused the call has gone meanwhile, or was only heard of: the call waits for a replica as any.
+		lease, _, err := c.waker.Acquire(r.Context(), in.Function, patience-time.Since(began))
+		return lease, err == nil
+	}
 	c.forwarder.Serve(w, r, forward.Call{
 		Path: in.Rest, Query: in.Query, Mark: in.Mark, Prefix: in.Prefix(),
 		First:         first,
-		Next:          func(tried func(*replica.Replica) bool) (*replica.Lease, bool) { return in.Function.Choose(kind, tried) },
+		Next:          next,
 		HeaderTimeout: patience,
 		KeepForwarded: in.Caller.ViaProxy,
 	})

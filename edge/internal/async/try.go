@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/slimfaas/slimfaas/edge/internal/load"
@@ -67,7 +68,7 @@ func (d *Deliverer) send(ctx context.Context, h *held, lease *replica.Lease, req
 			return noAnswer(h, reason)
 		}
 		if message.Unreachable(err) {
-			lease.Unreachable()
+			lease.Unreachable(errors.Is(err, syscall.ECONNREFUSED))
 		}
 		if errors.Is(context.Cause(ctx), errStopped) {
 			return noAnswer(h, errStopped.Error())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/slimfaas/slimfaas/edge/internal/load"
@@ -112,7 +113,7 @@ func (d *delivery) try(ctx context.Context) (again bool) {
 	}
 	d.result.Status, d.result.Error = 0, message.Explain(err, d.retry.timeout)
 	if message.Unreachable(err) {
-		lease.Unreachable()
+		lease.Unreachable(errors.Is(err, syscall.ECONNREFUSED))
 		return true
 	}
 	if errors.Is(err, context.DeadlineExceeded) {

@@ -160,7 +160,7 @@ func (x *exchange) timeUp() {
 // another replaces the lease by one of a replica not tried yet. Where there is none, those that were slow to take the connection
 // are tried again for a while; those that refused it are not.
 func (x *exchange) another(slow bool) bool {
-	x.lease.Unreachable()
+	x.lease.Unreachable(!slow)
 	mine := x.lease.Name + "\x00" + x.lease.Instance
 	if slow {
 		x.slow = append(x.slow, mine)

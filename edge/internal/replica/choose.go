@@ -199,8 +199,14 @@ func (l *Lease) Answered() {
 	}
 }
 
-// Unreachable says that the dial failed: others are preferred for a while.
-func (l *Lease) Unreachable() { l.suspected() }
+// Unreachable says that the dial failed: others are preferred for a while. refused: nothing listens there, so that a replica no record
+// has is none.
+func (l *Lease) Unreachable(refused bool) {
+	l.suspected()
+	if refused {
+		l.Function.unsight(l.Name + "\x00" + l.Instance)
+	}
+}
 
 // Broke says that the call broke, or was not answered in time, and that it was not the caller's doing.
 func (l *Lease) Broke() {

@@ -106,7 +106,7 @@ func TestTheOnlyReplicaIsUsedWhateverItDid(t *testing.T) {
 			if i%2 == 0 {
 				lease.Broke()
 			} else {
-				lease.Unreachable()
+				lease.Unreachable(true)
 			}
 			lease.End()
 			time.Sleep(time.Duration(i) * 100 * time.Millisecond)

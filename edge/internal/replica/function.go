@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -29,6 +30,9 @@ type Function struct {
 	mu      sync.Mutex // guards writers of view and the fields below
 	lives   map[string]*slot
 	sighted []sighting
+	// departed replicas were in a record and are not any more: a sighting of one is an old one that was late, and would be believed for
+	// wire.SightingKept. By slotKey, with the time they are forgotten.
+	departed map[string]time.Time
 }
 
 // view is what one record and the sightings of the moment say. Immutable; its slots live on.
@@ -81,10 +85,12 @@ type slot struct {
 	suspect    atomic.Int64 // unix nanoseconds until which others are preferred; 0: it is not suspected
 	suspicions atomic.Int32 // in a row
 	broken     atomic.Int32 // calls in a row that broke before an answer
+
+	recorded bool // a record had it; guarded by Function.mu
 }
 
 func newFunction(name string, s *Set) *Function {
-	f := &Function{name: name, set: s, load: s.loads.Function(name), lives: map[string]*slot{}}
+	f := &Function{name: name, set: s, load: s.loads.Function(name), lives: map[string]*slot{}, departed: map[string]time.Time{}}
 	f.view.Store(&view{record: &wire.FunctionRecord{Name: name}, spec: &function.Specification{}})
 	return f
 }
@@ -138,9 +144,24 @@ func (f *Function) sight(r *wire.Replica, until time.Time) {
 	defer f.mu.Unlock()
 	v := f.view.Load()
 	key := slotKey(r)
+	if time.Now().Before(f.departed[key]) {
+		return
+	}
 	f.sighted = slices.DeleteFunc(f.sighted, func(s sighting) bool { return slotKey(s.replica) == key })
 	f.sighted = append(f.sighted, sighting{replica: r, epoch: v.record.GetVersion().GetEpoch(), until: until})
 	f.rebuild(v.record, v.spec)
+}
+
+// unsight forgets a sighting that turned out to be wrong.
+func (f *Function) unsight(key string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	before := len(f.sighted)
+	f.sighted = slices.DeleteFunc(f.sighted, func(s sighting) bool { return slotKey(s.replica) == key })
+	if len(f.sighted) < before {
+		v := f.view.Load()
+		f.rebuild(v.record, v.spec)
+	}
 }
 
 // rebuild makes the view from a record and the sightings. Holds f.mu.
@@ -166,6 +187,8 @@ func (f *Function) rebuild(rec *wire.FunctionRecord, spec *function.Specificatio
 		}
 		if sighted != nil {
 			item.Sighted, item.until = true, sighted.until
+		} else {
+			s.recorded = true
 		}
 		s.take(r, cold)
 		next.replicas = append(next.replicas, item)
@@ -178,8 +201,12 @@ func (f *Function) rebuild(rec *wire.FunctionRecord, spec *function.Specificatio
 	for i := range f.sighted {
 		add(f.sighted[i].replica, &f.sighted[i])
 	}
+	maps.DeleteFunc(f.departed, func(_ string, until time.Time) bool { return now.After(until) })
 	for key, s := range f.lives {
 		if live[key] == nil {
+			if s.recorded {
+				f.departed[key] = now.Add(2 * wire.SightingKept)
+			}
 			s.route.Store(routeNever)
 			s.load.SetDraining(false)
 			if s.load.Open() > 0 {

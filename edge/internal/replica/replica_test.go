@@ -218,7 +218,7 @@ func TestADialThatFailedMakesOthersPreferred(t *testing.T) {
 	t.Parallel()
 	_, f := bundle(t, record(1, 1, one(1, ready), one(2, ready)))
 	bad, _ := f.Choose(load.Sync, nil)
-	bad.Unreachable()
+	bad.Unreachable(true)
 	bad.End()
 	for range 5 {
 		lease, ok := f.Choose(load.Sync, nil)
@@ -251,6 +251,37 @@ func TestSightingsAreUsedUntilARecordConfirmsOrANewEpoch(t *testing.T) {
 	s.Sight(&wire.Sighting{Function: "other", Replica: one(2, ready)})
 	if _, ok := s.Get("other"); ok {
 		t.Fatal("a sighting made a function")
+	}
+}
+
+// Hints come late, twice and in any order: one of a replica that was there and is gone would send calls to nobody for half a minute.
+func TestASightingOfAReplicaThatHasGoneIsNotBelieved(t *testing.T) {
+	t.Parallel()
+	s, f := bundle(t, record(3, 1, one(1, ready)))
+	s.Apply(record(3, 2), spec())
+	s.Sight(&wire.Sighting{Function: "fib", Replica: one(1, ready)})
+	if len(f.Replicas()) != 0 {
+		t.Fatal("a replica that has gone is used again")
+	}
+	s.Apply(record(3, 3, one(1, ready)), spec())
+	if len(f.Ready()) != 1 {
+		t.Fatal("what a record says is not believed")
+	}
+	// One that no record had: the first call finds out.
+	s.Apply(record(3, 4), spec())
+	s.Sight(&wire.Sighting{Function: "fib", Replica: one(2, ready)})
+	lease, ok := f.Choose(load.Sync, nil)
+	if !ok {
+		t.Fatal("the sighted replica is not used")
+	}
+	lease.Unreachable(false)
+	if len(f.Ready()) != 1 {
+		t.Fatal("a replica that was slow once is none any more")
+	}
+	lease.Unreachable(true)
+	lease.End()
+	if len(f.Replicas()) != 0 {
+		t.Fatal("a replica nobody listens at is kept")
 	}
 }
 
