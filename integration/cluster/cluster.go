@@ -112,7 +112,13 @@ func New(t testing.TB, opts Options) *Cluster {
 			t.Fatalf("making a state directory: %v", err)
 		}
 		c.State = dir
-		t.Cleanup(func() { _ = os.RemoveAll(dir) })
+		t.Cleanup(func() {
+			if t.Failed() && os.Getenv("SLIMFAAS_KEEP_LOGS") != "" {
+				t.Logf("the state directory is kept: %s", dir)
+				return
+			}
+			_ = os.RemoveAll(dir)
+		})
 	}
 	if opts.Ports == 0 {
 		opts.Ports = 200

@@ -61,3 +61,31 @@ func TestAReadIsNotConfirmedByWhatWasSaidBefore(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What would depose a leader, or make a follower of another term, is for the library's own loop.
+func TestOnlyHeartbeatsThatChangeNothingGoPastTheLoop(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3, nil)
+	c.mustPropose(accept(1, nil))
+	at := c.leader()
+	leader, follower := c.nodes[at], c.nodes[(at+1)%3]
+	eventually(t, "one term", func() bool { return follower.Term() == leader.Term() })
+	term := leader.Term()
+	for _, x := range []struct {
+		who  string
+		node *Node
+		term uint64
+		want bool
+	}{
+		{"a follower, of its leader", follower, term, true},
+		{"a follower, of an old one", follower, term - 1, true},
+		{"a follower, of a new one", follower, term + 1, false},
+		{"the leader, of an old one", leader, term - 1, true},
+		{"the leader, of its own term", leader, term, false},
+		{"the leader, of the one that deposes it", leader, term + 1, false},
+	} {
+		if got := x.node.gate.routine(x.term); got != x.want {
+			t.Errorf("%s: routine is %t", x.who, got)
+		}
+	}
+}

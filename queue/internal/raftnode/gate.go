@@ -182,15 +182,36 @@ func (g *gate) header() raft.RPCHeader {
 	return raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(g.node.config.Name), Addr: []byte(g.LocalAddr())}
 }
 
-// SetHeartbeatHandler implements raft.Transport: heartbeats go past Consumer.
+// SetHeartbeatHandler implements raft.Transport: heartbeats that change nothing go past Consumer, so that a follower whose disk is slow
+// answers them. The others must not: the library handles them beside its own loop, and a leader that is deposed by one there, between
+// two steps of the loop, writes its next entry in its successor's term. Two entries of one index and one term are never told apart, and
+// the nodes' states differ for good (docs/adr/0028).
 func (g *gate) SetHeartbeatHandler(handle func(raft.RPC)) {
 	g.NetworkTransport.SetHeartbeatHandler(func(rpc raft.RPC) {
 		if response, err := g.refuse(rpc.Command); response != nil || err != nil {
 			rpc.Respond(response, err)
 			return
 		}
-		handle(rpc)
+		if q, ok := rpc.Command.(*raft.AppendEntriesRequest); ok && g.routine(q.Term) {
+			handle(rpc)
+			return
+		}
+		select {
+		case g.in <- rpc:
+		case <-g.node.life.Done():
+			rpc.Respond(nil, raft.ErrRaftShutdown)
+		}
 	})
+}
+
+// routine: a heartbeat of this term changes neither this node's state nor its term.
+func (g *gate) routine(term uint64) bool {
+	r := g.node.where.raft.Load()
+	if r == nil {
+		return false
+	}
+	own := r.CurrentTerm()
+	return term < own || term == own && r.State() == raft.Follower
 }
 
 // RequestVote implements raft.Transport.
