@@ -48,6 +48,24 @@ func (l *ledger) acknowledged() int {
 	return len(l.ok)
 }
 
+// underLoad lets so many writers write until end is called, which waits for them.
+func underLoad(nodes []*process, writers int) (l *ledger, end func()) {
+	l = &ledger{}
+	stop := make(chan struct{})
+	var all sync.WaitGroup
+	for w := range writers {
+		all.Go(func() { write(nodes, l, w, stop) })
+	}
+	return l, sync.OnceFunc(func() { close(stop); all.Wait() })
+}
+
+// progress is so many more acknowledged writes.
+func (l *ledger) progress(t *testing.T, limit time.Duration, what string, more int) {
+	t.Helper()
+	before := l.acknowledged()
+	within(t, limit, what, func() bool { return l.acknowledged() >= before+more })
+}
+
 // Three processes, 32 writers; the leader is killed with -9 and paused in turn. What was acknowledged is on every node at the
 // end, what was refused on none, nothing else is there, and no linearizable read ever missed what was acknowledged before it.
 func TestLedgerOfThreeProcessesWhoseLeadersAreKilledAndPaused(t *testing.T) {
@@ -55,17 +73,9 @@ func TestLedgerOfThreeProcessesWhoseLeadersAreKilledAndPaused(t *testing.T) {
 		t.Skip("takes about 20 s")
 	}
 	nodes := startProcesses(t, 3, nil)
-	ledger := &ledger{}
-	stop := make(chan struct{})
-	var writers sync.WaitGroup
-	for w := range 32 {
-		writers.Go(func() { write(nodes, ledger, w, stop) })
-	}
-	progress := func(what string, more int) {
-		t.Helper()
-		before := ledger.acknowledged()
-		eventually(t, what, func() bool { return ledger.acknowledged() >= before+more })
-	}
+	ledger, end := underLoad(nodes, 32)
+	defer end()
+	progress := func(what string, more int) { t.Helper(); ledger.progress(t, 20*time.Second, what, more) }
 
 	for round := range 3 {
 		progress("writes before a fault", 500)
@@ -81,8 +91,7 @@ func TestLedgerOfThreeProcessesWhoseLeadersAreKilledAndPaused(t *testing.T) {
 		signal(t, victim, syscall.SIGCONT)
 	}
 	progress("writes at the end", 200)
-	close(stop)
-	writers.Wait()
+	end()
 
 	var hash string
 	eventually(t, "equal states", func() bool {

@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -25,18 +24,9 @@ func TestALeaderThatWasPausedReadsNothingOld(t *testing.T) {
 	}
 	const questions = 100
 	nodes := startProcesses(t, 3, nil)
-	ledger := &ledger{}
-	stop := make(chan struct{})
-	var writers sync.WaitGroup
-	for w := range 16 {
-		writers.Go(func() { write(nodes, ledger, w, stop) })
-	}
-	defer func() { close(stop); writers.Wait() }()
-	progress := func(what string, more int) {
-		t.Helper()
-		before := ledger.acknowledged()
-		eventually(t, what, func() bool { return ledger.acknowledged() >= before+more })
-	}
+	ledger, end := underLoad(nodes, 16)
+	defer end()
+	progress := func(what string, more int) { t.Helper(); ledger.progress(t, 20*time.Second, what, more) }
 	stale := 0
 	for round := range rounds {
 		progress("writes before the pause", 300)

@@ -6,7 +6,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 )
@@ -26,17 +25,9 @@ func TestNodesAreKilledWhileTheyMakeAndRestoreSnapshots(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 13))
 	nodes := startProcesses(t, 3, func(c *processConfig) { c.SnapshotEntries, c.Payload = 100, 2<<10 })
-	ledger := &ledger{}
-	stop := make(chan struct{})
-	var writers sync.WaitGroup
-	for w := range 16 {
-		writers.Go(func() { write(nodes, ledger, w, stop) })
-	}
-	progress := func(what string, more int, limit time.Duration) {
-		t.Helper()
-		before := ledger.acknowledged()
-		within(t, limit, what, func() bool { return ledger.acknowledged() >= before+more })
-	}
+	ledger, end := underLoad(nodes, 16)
+	defer end()
+	progress := func(what string, more int, limit time.Duration) { t.Helper(); ledger.progress(t, limit, what, more) }
 	progress("state to be restored", calls, 5*time.Minute)
 
 	var slowest time.Duration
@@ -71,8 +62,7 @@ func TestNodesAreKilledWhileTheyMakeAndRestoreSnapshots(t *testing.T) {
 		progress("writes without it", 100, time.Minute)
 		victim.start()
 	}
-	close(stop)
-	writers.Wait()
+	end()
 	within(t, time.Minute, "equal states", func() bool {
 		seen := map[string]bool{}
 		for _, n := range nodes {
