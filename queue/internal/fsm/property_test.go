@@ -257,14 +257,7 @@ func run(t *testing.T, seed uint64, entries int) {
 			if records != g.machine.Hash() {
 				t.Fatalf("seed %d, entry %d: hash is not that of the records", seed, index)
 			}
-			loaded, err := Load(index, stored.each)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if loaded.Hash() != g.machine.Hash() {
-				t.Fatalf("seed %d, entry %d: loaded state differs", seed, index)
-			}
-			reloaded = loaded
+			reloaded = g.reload(t, seed, index, stored)
 		}
 	}
 	if single.Hash() != g.machine.Hash() || !reflect.DeepEqual(stored, storedSingly) {
@@ -318,15 +311,21 @@ func runLong(t *testing.T, seed uint64, commands, looks int) {
 		if err := lawful(g.machine, stored); err != nil {
 			t.Fatalf("seed %d, entry %d: %v", seed, index, err)
 		}
-		loaded, err := Load(index, stored.each)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if loaded.Hash() != g.machine.Hash() {
-			t.Fatalf("seed %d, entry %d: loaded state differs", seed, index)
-		}
-		reloaded = loaded
+		reloaded = g.reload(t, seed, index, stored)
 	}
+}
+
+// reload gives the machine that the store makes, which must be as the one that lives.
+func (g *generator) reload(t *testing.T, seed, index uint64, stored disk) *Machine {
+	t.Helper()
+	loaded, err := Load(index, stored.each)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if loaded.Hash() != g.machine.Hash() {
+		t.Fatalf("seed %d, entry %d: loaded state differs", seed, index)
+	}
+	return loaded
 }
 
 // keyModel is the promise of idempotency keys, kept the simple way.
