@@ -161,14 +161,14 @@ func (x *exchange) timeUp() {
 // are tried again for a while; those that refused it are not.
 func (x *exchange) another(slow bool) bool {
 	x.lease.Unreachable(!slow)
-	mine := x.lease.Name + "\x00" + x.lease.Instance
+	mine := x.lease.Life()
 	if slow {
 		x.slow = append(x.slow, mine)
 	} else {
 		x.refused = append(x.refused, mine)
 	}
 	skip := func(r *replica.Replica) bool {
-		id := r.Name + "\x00" + r.Instance
+		id := r.Life()
 		return slices.Contains(x.refused, id) || slices.Contains(x.slow, id)
 	}
 	next, ok := x.Next(skip)

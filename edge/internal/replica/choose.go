@@ -204,7 +204,7 @@ func (l *Lease) Answered() {
 func (l *Lease) Unreachable(refused bool) {
 	l.suspected()
 	if refused {
-		l.Function.unsight(l.Name + "\x00" + l.Instance)
+		l.Function.unsight(l.Life())
 	}
 }
 

@@ -251,7 +251,12 @@ func (s *slot) usable() bool {
 	return route == routeReady || route == routeProbed && s.probed.Load()
 }
 
-func slotKey(r *wire.Replica) string { return r.GetName() + "\x00" + r.GetInstance() }
+func slotKey(r *wire.Replica) string { return life(r.GetName(), r.GetInstance()) }
+
+// Life tells a replica from another one of its name, before or after it.
+func (r *Replica) Life() string { return life(r.Name, r.Instance) }
+
+func life(name, instance string) string { return name + "\x00" + instance }
 
 // Usable says whether a call may go there now.
 func (r *Replica) Usable() bool { return r.slot.usable() && !(r.Sighted && time.Now().After(r.until)) }

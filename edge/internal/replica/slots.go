@@ -191,7 +191,7 @@ func (f *Function) pools() (pools []*wire.Slots) {
 	coming := map[string]bool{}
 	for _, r := range f.view.Load().replicas {
 		if r.State == wire.ReplicaState_REPLICA_STATE_STARTING || r.State == wire.ReplicaState_REPLICA_STATE_READY {
-			coming[r.Name+"\x00"+r.Instance] = true
+			coming[r.Life()] = true
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(f.lives)) {
@@ -213,12 +213,12 @@ func (s *Set) ObeySlots(order *wire.SlotOrder) {
 		g := &f.slots
 		if share.GetReplica() != "" {
 			f.mu.Lock()
-			life := f.lives[share.GetReplica()+"\x00"+share.GetInstance()]
+			had := f.lives[life(share.GetReplica(), share.GetInstance())]
 			f.mu.Unlock()
-			if life == nil {
+			if had == nil {
 				continue
 			}
-			g = &life.slots
+			g = &had.slots
 		}
 		g.given.Store(int64(share.GetGiven()))
 		woken[f] = struct{}{}
