@@ -24,7 +24,12 @@ const (
 	reverseProxy = "reverseproxy"
 	nginx        = "nginx"
 	manyOurs     = "slimfaas-10000-functions"
+	other        = "slimfaas-other"
 )
+
+// pieces of an interval. The contenders take turns piece by piece: what the machine's neighbours do lasts for seconds, and would else
+// befall one of them.
+const pieces = 6
 
 // front is a proxy that is running, or the backend itself.
 type front struct {
@@ -48,40 +53,66 @@ var edgeWays = []struct {
 
 // edgeBench is what was measured, by contender and way of calling.
 type edgeBench struct {
-	order  []string
-	fronts map[string]*front
-	got    map[string]map[string]samples
+	order []string
+	open  map[string]func(t *testing.T, backend string) *front // nil: it cannot be had here
+	got   map[string]map[string]samples
 }
 
 // TestBenchEdge: warm sync calls through the edge, against the proxies that people know, in rounds that alternate. The processors are
 // shared with the generator and the backend, which are the same for all.
 func TestBenchEdge(t *testing.T) {
-	backend := startBackend(t)
-	b := edgeBench{order: []string{slimfaas, reverseProxy, nginx, direct}, fronts: map[string]*front{
-		direct: {where: backend, path: "/"}, slimfaas: edgeOf(t, backend, 1), reverseProxy: plainProxy(t, backend), nginx: nginxProxy(t, backend),
-	}}
-	if b.fronts[nginx] == nil {
-		t.Log("nginx is not installed (apt-get install nginx-light): its figures are left out")
+	one := func(t *testing.T, backend string) *front { return edgeOf(t, backend, 1) }
+	if *against != "" {
+		compare(t, one)
+		return
 	}
+	b := edgeBench{order: []string{slimfaas, reverseProxy, nginx, direct}, open: map[string]func(*testing.T, string) *front{
+		direct:   func(_ *testing.T, backend string) *front { return &front{where: backend, path: "/"} },
+		slimfaas: one, reverseProxy: plainProxy, nginx: nginxProxy,
+	}}
 	if !b.measure(t, len(edgeWays)) {
 		return
 	}
-	atLeast("edge_small_32", reverseProxy, b.rate(slimfaas, "small_32"), b.rate(reverseProxy, "small_32"), 1.6)
+	b.atLeast("edge_small_32", slimfaas, reverseProxy, "small_32", 1.6)
 	atMost("edge_added_p50_us", reverseProxy, b.p50(slimfaas)-b.p50(direct), b.p50(reverseProxy)-b.p50(direct), 1)
-	if b.fronts[nginx] != nil {
-		atLeast("edge_small_32", nginx, b.rate(slimfaas, "small_32"), b.rate(nginx, "small_32"), 0.55)
-		atLeast("edge_down_1MiB", nginx, b.rate(slimfaas, "down_1MiB_8"), b.rate(nginx, "down_1MiB_8"), 0.9)
-		atLeast("edge_up_1MiB", nginx, b.rate(slimfaas, "up_1MiB_8"), b.rate(nginx, "up_1MiB_8"), 0.9)
+	if len(b.got[nginx]) == 0 {
+		fmt.Println("nginx is not installed (apt-get install nginx-light): its figures are left out")
+		return
 	}
+	b.atLeast("edge_small_32", slimfaas, nginx, "small_32", 0.55)
+	b.atLeast("edge_down_1MiB", slimfaas, nginx, "down_1MiB_8", 0.9)
+	b.atLeast("edge_up_1MiB", slimfaas, nginx, "up_1MiB_8", 0.9)
 }
 
 // TestBenchEdgeManyFunctions: the same edge with one function and with 10,000 in its table.
 func TestBenchEdgeManyFunctions(t *testing.T) {
-	backend := startBackend(t)
-	b := edgeBench{order: []string{slimfaas, manyOurs}, fronts: map[string]*front{manyOurs: edgeOf(t, backend, *many), slimfaas: edgeOf(t, backend, 1)}}
+	b := edgeBench{order: []string{slimfaas, manyOurs}, open: map[string]func(*testing.T, string) *front{
+		slimfaas: func(t *testing.T, backend string) *front { return edgeOf(t, backend, 1) },
+		manyOurs: func(t *testing.T, backend string) *front { return edgeOf(t, backend, *many) },
+	}}
 	if b.measure(t, 2) {
-		atLeast("edge_10000_functions", "one-function", b.rate(manyOurs, "small_32"), b.rate(slimfaas, "small_32"), 0.9)
+		b.atLeast("edge_10000_functions", manyOurs, slimfaas, "small_32", 0.9)
 		atMost("edge_10000_functions_p50_us", "one-function", b.p50(manyOurs), b.p50(slimfaas), 1.1)
+	}
+}
+
+// compare ours with those of -against.
+func compare(t *testing.T, ours func(*testing.T, string) *front) {
+	t.Helper()
+	b := edgeBench{order: []string{slimfaas, other}, open: map[string]func(*testing.T, string) *front{
+		slimfaas: ours,
+		other: func(t *testing.T, backend string) *front {
+			t.Setenv("SLIMFAAS_BIN", *against) // put back at the end of the round, before which nothing else is started
+			return ours(t, backend)
+		},
+	}}
+	if !b.measure(t, 2) {
+		return
+	}
+	for _, way := range edgeWays[:2] {
+		ours, theirs := b.got[slimfaas][way.name].middle(), b.got[other][way.name].middle()
+		b.atLeast("edge_"+way.name, slimfaas, other, way.name, 0)
+		fmt.Printf("processor time a call: %v, %s %v\n", ours.servers, other, theirs.servers)
 	}
 }
 
@@ -98,35 +129,7 @@ func (b *edgeBench) measure(t *testing.T, ways int) bool {
 	t.Helper()
 	b.got = map[string]map[string]samples{}
 	for round := range *rounds {
-		for i := range b.order {
-			who := b.order[i]
-			if round%2 == 1 {
-				who = b.order[len(b.order)-1-i]
-			}
-			f := b.fronts[who]
-			if f == nil || *only != "" && *only != who {
-				continue
-			}
-			if b.got[who] == nil {
-				b.got[who] = map[string]samples{}
-			}
-			for _, way := range edgeWays[:ways] {
-				profiled := profileEdge(t, f, who, way.name)
-				s := weighed(f.pids, share(warmUp, *length), func() sample {
-					return drive(t, way.callers, warmUp, *length, func(int) (caller, func()) {
-						c := dial(t, f.where)
-						return func(context.Context, int) error { return way.call(c, f.path) }, c.close
-					})
-				})
-				profiled()
-				b.got[who][way.name] = append(b.got[who][way.name], s)
-				t.Logf("round %d %-12s %-24s %6.0f/s p50 %v p99 %v servers %v client %v failed %d",
-					round+1, way.name, who, s.rate, s.p50, s.p99, s.servers, s.client, s.failed)
-				if s.failed > 0 {
-					t.Errorf("%s: %d calls failed", who, s.failed)
-				}
-			}
-		}
+		t.Run(fmt.Sprint("round ", round+1), func(t *testing.T) { b.round(t, round, ways) })
 	}
 	if *only != "" {
 		return false
@@ -145,7 +148,79 @@ func (b *edgeBench) measure(t *testing.T, ways int) bool {
 	return true
 }
 
-func (b *edgeBench) rate(who, way string) float64 { return b.got[who][way].middle().rate }
+// round of all contenders, with processes of its own: where a process's memory happens to lie makes a difference of some per cent, which
+// stays as long as the process does.
+func (b *edgeBench) round(t *testing.T, round, ways int) {
+	t.Helper()
+	backend := startBackend(t)
+	fronts := map[string]*front{}
+	for _, who := range b.order {
+		if *only == "" || *only == who {
+			fronts[who] = b.open[who](t, backend)
+		}
+	}
+	cut := pieces
+	if *profiles != "" {
+		cut = 1
+	}
+	for _, way := range edgeWays[:ways] {
+		got := map[string]samples{}
+		for piece := range cut {
+			for i := range b.order {
+				who := b.order[i]
+				if (round+piece)%2 == 1 {
+					who = b.order[len(b.order)-1-i]
+				}
+				f := fronts[who]
+				if f == nil {
+					continue
+				}
+				profiled := profileEdge(t, f, who, way.name)
+				got[who] = append(got[who], f.weigh(t, way.callers, *length/time.Duration(cut), way.call))
+				profiled()
+			}
+		}
+		for _, who := range b.order {
+			if len(got[who]) == 0 {
+				continue
+			}
+			s := got[who].joined()
+			if b.got[who] == nil {
+				b.got[who] = map[string]samples{}
+			}
+			b.got[who][way.name] = append(b.got[who][way.name], s)
+			t.Logf("round %d %-12s %-24s %6.0f/s p50 %v p99 %v servers %v client %v failed %d",
+				round+1, way.name, who, s.rate, s.p50, s.p99, s.servers, s.client, s.failed)
+			if s.failed > 0 {
+				t.Errorf("%s: %d calls failed", who, s.failed)
+			}
+		}
+	}
+}
+
+// weigh a front for length, with so many callers.
+func (f *front) weigh(t *testing.T, callers int, length time.Duration, call func(*wire1, string) error) sample {
+	t.Helper()
+	warm := min(warmUp, length/4)
+	return weighed(f.pids, share(warm, length), func() sample {
+		return drive(t, callers, warm, length, func(int) (caller, func()) {
+			c := dial(t, f.where)
+			return func(context.Context, int) error { return call(c, f.path) }, c.close
+		})
+	})
+}
+
+// atLeast prints the line of two contenders' calls per second. Its ratio is the median of the rounds' own: from round to round the
+// machine's neighbours take as much as a third of it, and from both alike.
+func (b *edgeBench) atLeast(name, ours, peer, way string, bar float64) {
+	us, them := b.got[ours][way], b.got[peer][way]
+	var ratios []float64
+	for i := range us {
+		ratios = append(ratios, us[i].rate/them[i].rate)
+	}
+	figure(name, peer, us.middle().rate, them.middle().rate, median(ratios), fmt.Sprintf(">=%.2f", bar), median(ratios) >= bar)
+	fmt.Printf("       by round %.2f\n", ratios)
+}
 
 // p50 of one caller alone, in µs.
 func (b *edgeBench) p50(who string) float64 { return float64(b.got[who]["small_1"].middle().p50) / 1e3 }

@@ -38,6 +38,30 @@ func (s samples) middle() sample {
 	return sorted[len(sorted)/2]
 }
 
+// joined makes one sample of the pieces of an interval, all of the same length: the quantiles are the medians of theirs.
+func (s samples) joined() (all sample) {
+	var p50s, p99s, servers, client []time.Duration
+	for _, piece := range s {
+		all.calls += piece.calls
+		all.failed += piece.failed
+		all.rate += piece.rate / float64(len(s))
+		p50s, p99s = append(p50s, piece.p50), append(p99s, piece.p99)
+		servers, client = append(servers, piece.servers*time.Duration(piece.calls)), append(client, piece.client*time.Duration(piece.calls))
+	}
+	all.p50, all.p99 = median(p50s), median(p99s)
+	if all.calls > 0 {
+		all.servers, all.client = sum(servers)/time.Duration(all.calls), sum(client)/time.Duration(all.calls)
+	}
+	return all
+}
+
+func sum(of []time.Duration) (all time.Duration) {
+	for _, d := range of {
+		all += d
+	}
+	return all
+}
+
 // median of values, 0 for none.
 func median[T ~int64 | ~float64](values []T) T {
 	if len(values) == 0 {
@@ -58,20 +82,20 @@ func quantile[T ~int64 | ~float64](sorted []T, q float64) T {
 
 // atLeast prints the line of a figure that should be large.
 func atLeast(name, peerName string, ours, peer, bar float64) {
-	figure(name, peerName, ours, peer, fmt.Sprintf(">=%.2f", bar), ours/peer >= bar)
+	figure(name, peerName, ours, peer, ours/peer, fmt.Sprintf(">=%.2f", bar), ours/peer >= bar)
 }
 
 // atMost prints the line of a figure that should be small.
 func atMost(name, peerName string, ours, peer, bar float64) {
-	figure(name, peerName, ours, peer, fmt.Sprintf("<=%.2f", bar), ours/peer <= bar)
+	figure(name, peerName, ours, peer, ours/peer, fmt.Sprintf("<=%.2f", bar), ours/peer <= bar)
 }
 
-func figure(name, peerName string, ours, peer float64, bar string, ok bool) {
+func figure(name, peerName string, ours, peer, ratio float64, bar string, ok bool) {
 	verdict := "short"
 	if ok {
 		verdict = "ok"
 	}
-	fmt.Printf("figure %s ours=%s peer=%s:%s ratio=%.2f bar=%s %s\n", name, number(ours), peerName, number(peer), ours/peer, bar, verdict)
+	fmt.Printf("figure %s ours=%s peer=%s:%s ratio=%.2f bar=%s %s\n", name, number(ours), peerName, number(peer), ratio, bar, verdict)
 }
 
 func number(v float64) string {

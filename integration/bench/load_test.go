@@ -126,7 +126,10 @@ func (c *wire1) exchange(method, path string, body []byte, want int) error {
 	if c.conn == nil {
 		return fmt.Errorf("not connected to %s", c.where)
 	}
-	c.out = append(c.out[:0], method+" "+path+" HTTP/1.1\r\nHost: "+c.where+"\r\n"...)
+	c.out = append(c.out[:0], method...)
+	c.out = append(append(c.out, ' '), path...)
+	c.out = append(append(c.out, " HTTP/1.1\r\nHost: "...), c.where...)
+	c.out = append(c.out, "\r\n"...)
 	if body != nil {
 		c.out = append(c.out, "Content-Type: application/octet-stream\r\nContent-Length: "...)
 		c.out = strconv.AppendInt(c.out, int64(len(body)), 10)
@@ -157,8 +160,8 @@ func (c *wire1) exchange(method, path string, body []byte, want int) error {
 		if len(line) <= 2 {
 			break
 		}
-		if value, ok := bytes.CutPrefix(bytes.ToLower(line), []byte("content-length:")); ok {
-			if length, err = strconv.Atoi(string(bytes.TrimSpace(value))); err != nil {
+		if name := len("content-length:"); len(line) > name && bytes.EqualFold(line[:name], []byte("content-length:")) {
+			if length, err = strconv.Atoi(string(bytes.TrimSpace(line[name:]))); err != nil {
 				return err
 			}
 		}

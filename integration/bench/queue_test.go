@@ -15,6 +15,7 @@ var (
 	rounds   = flag.Int("rounds", 5, "alternating rounds")
 	profiles = flag.String("profiles", "", "absolute `directory` for profiles of the queue nodes in each measured interval")
 	only     = flag.String("only", "", "measure one `contender` only, for work on it")
+	against  = flag.String("against", "", "compare the edge with that of another `directory` of programs, and with nothing else")
 	many     = flag.Int("functions", 10000, "in the table of the edge that has many")
 	length   = flag.Duration("length", 3*time.Second, "of one measured interval")
 )

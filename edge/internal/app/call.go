@@ -111,7 +111,7 @@ func (c *caller) forward(w http.ResponseWriter, r *http.Request, in *httpapi.Req
 	}
 	c.forwarder.Serve(w, r, forward.Call{
 		Path: in.Rest, Query: in.Query, Mark: in.Mark, Prefix: in.Prefix(),
-		First:         first,
+		Began: began, First: first,
 		Next:          next,
 		HeaderTimeout: patience,
 		KeepForwarded: in.Caller.ViaProxy,

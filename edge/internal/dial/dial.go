@@ -122,5 +122,5 @@ func (c *Conn) closedByPeer() bool {
 	if err := c.raw.Control(c.look); err != nil {
 		return true // closed on our side
 	}
-	return !errors.Is(c.seen, syscall.EAGAIN)
+	return c.seen != syscall.EAGAIN //nolint:errorlint // it is the errno itself
 }

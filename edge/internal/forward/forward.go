@@ -69,6 +69,8 @@ type Call struct {
 	Mark        bool
 	// Prefix is what the caller's path had before Path: X-Forwarded-Prefix. Empty: nothing is said of it.
 	Prefix string
+	// Began is when the call did.
+	Began time.Time
 	// First is the replica to use; Forward ends it.
 	First *replica.Lease
 	// Next gives another replica than those tried, which it may refuse.
@@ -82,7 +84,6 @@ type Call struct {
 // exchange is a Call under way.
 type exchange struct {
 	Call
-	began   time.Time
 	lease   *replica.Lease
 	refused []string // names and instances of replicas that could not be connected to
 	slow    []string // the same, of those that did not answer in time, since all were tried last
@@ -108,7 +109,7 @@ const never = time.Duration(1<<63 - 1)
 // Serve forwards and answers. After headers went out, a broken answer aborts the caller's connection (it panics with
 // http.ErrAbortHandler, as net/http wants).
 func (f *Forwarder) Serve(w http.ResponseWriter, r *http.Request, c Call) {
-	x := &exchange{Call: c, began: time.Now(), lease: c.First, inbound: r.Context()}
+	x := &exchange{Call: c, lease: c.First, inbound: r.Context()}
 	defer func() { x.lease.End() }()
 	if r.ContentLength != 0 {
 		x.body = r.Body
@@ -172,7 +173,7 @@ func (x *exchange) another(slow bool) bool {
 		return slices.Contains(x.refused, id) || slices.Contains(x.slow, id)
 	}
 	next, ok := x.Next(skip)
-	if !ok && len(x.slow) > 0 && time.Since(x.began) < dial.AgainFor-dial.Timeout {
+	if !ok && len(x.slow) > 0 && time.Since(x.Began) < dial.AgainFor-dial.Timeout {
 		x.slow = x.slow[:0]
 		if slow {
 			return true // this one

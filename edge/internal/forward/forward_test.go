@@ -74,7 +74,8 @@ func setup(t *testing.T, addresses ...string) *bundle {
 			return
 		}
 		f.Serve(w, r, forward.Call{
-			Path: rt.Rest, Query: rt.Query, Mark: rt.Mark, First: first, HeaderTimeout: b.timeout, KeepForwarded: b.keep,
+			Began: time.Now(),
+			Path:  rt.Rest, Query: rt.Query, Mark: rt.Mark, First: first, HeaderTimeout: b.timeout, KeepForwarded: b.keep,
 			Next: func(tried func(*replica.Replica) bool) (*replica.Lease, bool) { return b.fn.Choose(load.Sync, tried) },
 		})
 	})

@@ -25,8 +25,11 @@ func plain(r *http.Request) bool {
 // HTTP/1 (gRPC-Web, Connect) needs nothing special.
 func isGRPC(r *http.Request) bool {
 	const media = "application/grpc"
+	if r.ProtoMajor != 2 {
+		return false
+	}
 	kind := r.Header.Get("Content-Type")
-	return r.ProtoMajor == 2 && strings.HasPrefix(kind, media) && !strings.HasPrefix(kind[len(media):], "-web")
+	return strings.HasPrefix(kind, media) && !strings.HasPrefix(kind[len(media):], "-web")
 }
 
 // plain forwards over a connection of the pool.
@@ -155,9 +158,9 @@ func (f *Forwarder) sent(ctx context.Context, r *http.Request, x *exchange) (con
 		}
 		var deadline time.Time // with a body it is a timer's to say: see await
 		if x.body == nil {
-			deadline = x.began.Add(x.HeaderTimeout)
+			deadline = x.Began.Add(x.HeaderTimeout)
 		}
-		_ = conn.AnswerUntil(x.began, deadline) // fails on a connection that is closed, which the write says
+		_ = conn.AnswerUntil(x.Began, deadline) // fails on a connection that is closed, which the write says
 		head.Host = x.lease.Address
 		sent, err := conn.Send(head, func(b []byte) []byte { return x.fields(b, r) })
 		if err == nil {
@@ -222,9 +225,9 @@ func (f *Forwarder) upload(w http.ResponseWriter, r *http.Request, x *exchange, 
 
 // relay an answer as it comes: what the function has written goes on when nothing more of it is there.
 func (f *Forwarder) relay(w http.ResponseWriter, resp *http.Response, conn *upstream.Conn) error {
-	out := w.Header()
+	out, connection := w.Header(), resp.Header["Connection"]
 	for name, values := range resp.Header {
-		if hop(name) || listed(resp.Header["Connection"], name) {
+		if hop(name) || listed(connection, name) {
 			continue
 		}
 		if before := out[name]; len(before) > 0 {

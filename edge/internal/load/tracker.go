@@ -4,6 +4,7 @@
 package load
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,6 +31,9 @@ type Tracker struct {
 
 	mu        sync.Mutex // guards functions; the hot path keeps *Function and never looks here
 	functions map[string]*Function
+
+	changing sync.Mutex  // guards changed
+	changed  []*Function // those that are dirty: of ten thousand functions a few
 }
 
 // NewTracker returns an empty tracker; ages count from now.
@@ -76,6 +80,20 @@ func (t *Tracker) list() []*Function {
 	return all
 }
 
+// takeChanged gives the functions that are to be reported whatever their figures, each once for all its changes up to now.
+func (t *Tracker) takeChanged() []*Function {
+	t.changing.Lock()
+	changed := t.changed
+	t.changed = nil
+	t.changing.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.DeleteFunc(changed, func(f *Function) bool {
+		f.dirty.Store(false)
+		return t.functions[f.name] != f // it was forgotten
+	})
+}
+
 // now is nanoseconds since the tracker began, at least 1: 0 means never.
 func (t *Tracker) now() int64 { return max(1, int64(time.Since(t.start))) }
 
@@ -97,7 +115,7 @@ type Function struct {
 	parked     atomic.Int64
 	deliveries atomic.Int64
 	lastEnd    atomic.Int64 // tracker.now() of the last end of anything; 0 never
-	dirty      atomic.Bool  // to be sent with the next report, whatever the figures
+	dirty      atomic.Bool  // to be sent with the next report, whatever the figures; it is among the tracker's changed
 }
 
 // Begin counts a call of this kind on a replica. The caller must look again, afterwards, whether the replica may still be
@@ -143,7 +161,11 @@ func (f *Function) Touch() { f.lastEnd.Store(f.tracker.now()) }
 
 // Changed asks for a report of this function at once; used when a record with draining replicas was applied.
 func (f *Function) Changed() {
-	f.dirty.Store(true)
+	if t := f.tracker; !f.dirty.Swap(true) {
+		t.changing.Lock()
+		t.changed = append(t.changed, f)
+		t.changing.Unlock()
+	}
 	f.tracker.notify()
 }
 

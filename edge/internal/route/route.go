@@ -94,13 +94,12 @@ var patterns = []pattern{
 	{family: Home, literal: "", exact: true, methods: get},
 }
 
-// byFamily finds a family's pattern.
-var byFamily = func() map[Family]pattern {
-	m := map[Family]pattern{}
+// byFamily has each family's pattern; that of Unknown answers nothing.
+var byFamily = func() (all [Home + 1]pattern) {
 	for _, p := range patterns {
-		m[p.family] = p
+		all[p.family] = p
 	}
-	return m
+	return all
 }()
 
 // Methods lists what the family answers; nil for Unknown.

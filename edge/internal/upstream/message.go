@@ -181,6 +181,16 @@ func (c *Conn) Answer(method string, informed func(*http.Response)) (*http.Respo
 	}
 	c.left, c.limited, c.broke = c.maxHeader, true, nil
 	defer func() { c.limited = false }()
+	if request == nil {
+		if _, err := c.r.Peek(1); err == io.EOF { //nolint:errorlint // a Reader gives EOF itself
+			return nil, fmt.Errorf("reading the answer: %w", io.ErrUnexpectedEOF)
+		} else if err != nil {
+			return nil, fmt.Errorf("reading the answer: %w", err)
+		}
+		if resp := readSized(c.r); resp != nil {
+			return resp, nil
+		}
+	}
 	for {
 		resp, err := http.ReadResponse(c.r, request)
 		switch {

@@ -81,8 +81,10 @@ func serve(conn net.Conn) error {
 		if chunked {
 			return fmt.Errorf("a body in chunks is nothing this benchmark sends")
 		}
-		if _, err := io.CopyN(io.Discard, in, int64(length)); err != nil {
-			return err
+		if length > 0 {
+			if _, err := io.CopyN(io.Discard, in, int64(length)); err != nil {
+				return err
+			}
 		}
 		if _, err := conn.Write(out); err != nil {
 			return err
