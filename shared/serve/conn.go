@@ -20,17 +20,21 @@ type conn struct {
 	http2   atomic.Bool
 	closed  atomic.Bool
 	failed  atomic.Bool // reading ended
+	forgone atomic.Bool // by the request under way: see Forgo
 	watch   atomic.Pointer[Watch]
 
 	// Of conns, and guarded by its mutex:
 	state      http.ConnState
 	came       time.Time
-	prev, next *conn // in the ring of the idle; nil: it is in none
+	prev, next *conn // in the ring of the idle or of the active; nil: it is in none
 	parting    bool  // it is being closed to make room
 }
 
 // Read implements net.Conn.
 func (c *conn) Read(p []byte) (int, error) {
+	if len(p) == 1 && !c.unwatched() {
+		return 0, nil
+	}
 	n, err := c.TCPConn.Read(p)
 	c.taken.Add(int64(n))
 	if err != nil {
@@ -42,11 +46,15 @@ func (c *conn) Read(p []byte) (int, error) {
 // Close implements net.Conn.
 func (c *conn) Close() error {
 	c.closed.Store(true)
+	defer c.tell()
 	return c.TCPConn.Close() //nolint:wrapcheck // it is the connection
 }
 
 // note what the server says of it.
 func (c *conn) note(state http.ConnState) {
+	if c.forgone.Load() {
+		c.forgone.Store(false)
+	}
 	if state == http.StateIdle {
 		c.resting.Store(c.taken.Load())
 	} else {

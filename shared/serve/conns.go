@@ -20,11 +20,14 @@ type conns struct {
 	away uint64
 	// idle is the ring of the idle connections: next is the one that has been idle for longest.
 	idle conn
+	// active is the ring of those with a request.
+	active conn
 }
 
 func newConns(limit int) *conns {
 	s := &conns{limit: limit, open: map[*conn]struct{}{}}
 	s.idle.prev, s.idle.next = &s.idle, &s.idle
+	s.active.prev, s.active.next = &s.active, &s.active
 	return s
 }
 
@@ -68,10 +71,10 @@ func (s *conns) change(c *conn, state http.ConnState) (victim *conn) {
 		return victim
 	case http.StateActive:
 		s.busy++
+		c.join(&s.active)
 	case http.StateIdle:
 		if !c.parting {
-			c.prev, c.next = s.idle.prev, &s.idle
-			c.prev.next, c.next.prev = c, c
+			c.join(&s.idle)
 		}
 	case http.StateClosed, http.StateHijacked:
 		delete(s.open, c)
@@ -79,7 +82,13 @@ func (s *conns) change(c *conn, state http.ConnState) (victim *conn) {
 	return nil
 }
 
-// leave the ring of the idle, where it is in it.
+// join a ring, as its last.
+func (c *conn) join(ring *conn) {
+	c.prev, c.next = ring.prev, ring
+	c.prev.next, c.next.prev = c, c
+}
+
+// leave the ring it is in, if it is in one.
 func (c *conn) leave() {
 	if c.next != nil {
 		c.prev.next, c.next.prev = c.next, c.prev

@@ -134,6 +134,11 @@ func (s *Server) Run(ctx context.Context, drain time.Duration) error {
 	if s.listener == nil {
 		return fmt.Errorf("serving %s: not listening", s.options.Name)
 	}
+	guarded, relieve := context.WithCancel(context.WithoutCancel(ctx))
+	var guard sync.WaitGroup
+	guard.Go(func() { s.conns.standGuard(guarded) })
+	defer guard.Wait()
+	defer relieve()
 	served := make(chan error, 1)
 	go func() {
 		if s.options.TLS != nil {

@@ -157,3 +157,95 @@ func TestWhatCannotBeWatchedIsSaidToBe(t *testing.T) {
 	}
 	_ = resp.Body.Close()
 }
+
+func TestARequestBehindOneThatLastsIsNotLost(t *testing.T) {
+	t.Parallel()
+	w, _ := newWatching(t)
+	c := w.dial(t, plainGet+plainGet)
+	soon(t, "watched", w.began)
+	<-time.After(5 * lookEvery) // it stands, and has seen the second
+	w.letGo <- struct{}{}
+	if !soon(t, "stopped", w.stopped) {
+		t.Error("something was closed")
+	}
+	soon(t, "the second is watched", w.began)
+	_ = c.Close()
+	soon(t, "gone", w.gone)
+}
+
+func TestACallerWhoGoesWhileNetHTTPReadsIsToldOf(t *testing.T) {
+	t.Parallel()
+	began, gone := make(chan struct{}), make(chan struct{})
+	s := New(Options{Name: "test", Log: slog.New(slog.DiscardHandler), Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		<-time.After(5 * lookEvery) // and so net/http reads
+		var watch Watch
+		closed := make(closing)
+		if !watch.Start(r, closed) {
+			t.Error("not watched")
+		}
+		close(began)
+		<-closed
+		<-r.Context().Done() // net/http knows, too
+		if watch.alone.Load() || watch.Stop() {
+			t.Error("net/http does not read")
+		}
+		close(gone)
+	})})
+	if err := s.Listen(t.Context(), "127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx, 0) }()
+	t.Cleanup(func() { stop(); <-ended })
+	c := (&watching{addr: s.Addr().String()}).dial(t, plainGet)
+	soon(t, "begun", began)
+	_ = c.Close()
+	soon(t, "gone", gone)
+}
+
+func TestARequestThatForgoesIsNotCancelledAndTheNextOneIs(t *testing.T) {
+	t.Parallel()
+	began, letGo, cancelled := make(chan struct{}), make(chan struct{}), make(chan bool)
+	s := New(Options{Name: "test", Log: slog.New(slog.DiscardHandler), Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/forgoes" {
+			Forgo(r)
+		}
+		_, _ = io.Copy(io.Discard, r.Body)
+		began <- struct{}{}
+		select {
+		case <-r.Context().Done():
+			cancelled <- true
+		case <-letGo:
+			cancelled <- false
+		}
+	})})
+	if err := s.Listen(t.Context(), "127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx, 0) }()
+	t.Cleanup(func() { stop(); <-ended })
+	const forgoing = "POST /forgoes HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
+	at := &watching{addr: s.Addr().String()}
+	c := at.dial(t, forgoing)
+	soon(t, "begun", began)
+	_ = c.Close()
+	select {
+	case <-cancelled:
+		t.Error("cancelled")
+	case <-time.After(3 * lookEvery):
+		letGo <- struct{}{}
+		<-cancelled
+	}
+	c = at.dial(t, forgoing+plainGet)
+	soon(t, "begun", began)
+	letGo <- struct{}{}
+	<-cancelled
+	soon(t, "the next one", began)
+	_ = c.Close()
+	if !soon(t, "its caller gone", cancelled) {
+		t.Error("not cancelled")
+	}
+}

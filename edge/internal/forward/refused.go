@@ -10,7 +10,7 @@ import (
 
 // refused answers for a function that did not. Nothing has been written to the caller yet.
 func (f *Forwarder) refused(w http.ResponseWriter, x *exchange, err error) {
-	if x.inbound.Err() != nil && !x.tooSlow.Load() {
+	if (x.inbound.Err() != nil || x.watch.Gone()) && !x.tooSlow.Load() {
 		panic(http.ErrAbortHandler) // the caller has gone; there is nobody to tell
 	}
 	var tooLarge *http.MaxBytesError

@@ -15,6 +15,7 @@ import (
 	"github.com/slimfaas/slimfaas/edge/internal/message"
 	"github.com/slimfaas/slimfaas/edge/internal/route"
 	"github.com/slimfaas/slimfaas/shared/problem"
+	"github.com/slimfaas/slimfaas/shared/serve"
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
 
@@ -97,6 +98,7 @@ func (o Async) accept(w http.ResponseWriter, r *http.Request, in *Request) {
 		return
 	}
 	defer share.Release()
+	serve.Forgo(r) // what is handed over is accepted, whether the caller waits for it or not
 	body, rest, err := message.BodyOrRest(w, r, wire.MaxInlineBody, o.MaxBody, share)
 	switch {
 	case err != nil:
