@@ -210,16 +210,9 @@ func (f *front) weigh(t *testing.T, callers int, length time.Duration, call func
 	})
 }
 
-// atLeast prints the line of two contenders' calls per second. Its ratio is the median of the rounds' own: from round to round the
-// machine's neighbours take as much as a third of it, and from both alike.
+// atLeast prints the line of two contenders' calls per second.
 func (b *edgeBench) atLeast(name, ours, peer, way string, bar float64) {
-	us, them := b.got[ours][way], b.got[peer][way]
-	var ratios []float64
-	for i := range us {
-		ratios = append(ratios, us[i].rate/them[i].rate)
-	}
-	figure(name, peer, us.middle().rate, them.middle().rate, median(ratios), fmt.Sprintf(">=%.2f", bar), median(ratios) >= bar)
-	fmt.Printf("       by round %.2f\n", ratios)
+	roundsAtLeast(name, peer, b.got[ours][way], b.got[peer][way], bar)
 }
 
 // p50 of one caller alone, in µs.

@@ -85,6 +85,18 @@ func atLeast(name, peerName string, ours, peer, bar float64) {
 	figure(name, peerName, ours, peer, ours/peer, fmt.Sprintf(">=%.2f", bar), ours/peer >= bar)
 }
 
+// roundsAtLeast prints the line of a rate that should be large. Its ratio is the median of the rounds' own: from round to round the
+// machine's neighbours take as much as a third of it, and from both alike.
+func roundsAtLeast(name, peerName string, ours, peer samples, bar float64) {
+	var ratios []float64
+	for i := range min(len(ours), len(peer)) {
+		ratios = append(ratios, ours[i].rate/peer[i].rate)
+	}
+	ratio := median(ratios)
+	figure(name, peerName, ours.middle().rate, peer.middle().rate, ratio, fmt.Sprintf(">=%.2f", bar), ratio >= bar)
+	fmt.Printf("       by round %.2f\n", ratios)
+}
+
 // atMost prints the line of a figure that should be small.
 func atMost(name, peerName string, ours, peer, bar float64) {
 	figure(name, peerName, ours, peer, ours/peer, fmt.Sprintf("<=%.2f", bar), ours/peer <= bar)
