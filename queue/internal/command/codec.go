@@ -122,18 +122,14 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // Encode gives the entry of a batch.
 func Encode(b Batch) ([]byte, error) {
-	commands := make([][]byte, len(b.Commands))
-	for i, c := range b.Commands {
-		encoded, err := EncodeCommand(c)
-		if err != nil {
-			return nil, err
-		}
-		commands[i] = encoded
+	commands, err := EncodeCommands(b.Commands)
+	if err != nil {
+		return nil, err
 	}
 	return Assemble(b.NowUnixMs, commands), nil
 }
 
-// Assemble gives the entry of commands that EncodeCommand made. Limits on the whole are the caller's to keep.
+// Assemble gives the entry of commands that EncodeCommands made. Limits on the whole are the caller's to keep.
 //
 // Entry: version byte, CRC-32C of the rest (little endian), now (8 bytes, big endian), then each command as kind byte,
 // uvarint length, body.
@@ -155,12 +151,44 @@ func Assemble(nowUnixMs int64, commands [][]byte) []byte {
 	return entry
 }
 
-// EncodeCommand gives the encoded form of one command, as Assemble takes it.
-func EncodeCommand(c Command) ([]byte, error) {
-	w := writer{b: make([]byte, commandHeader, 128)}
+// EncodeCommands gives the encoded form of each command, as Assemble takes it. They lie in one piece of memory.
+func EncodeCommands(commands []Command) ([][]byte, error) {
+	room := 0
+	for _, c := range commands {
+		room += roomFor(c)
+	}
+	w := writer{b: make([]byte, 0, room)}
+	all := make([][]byte, len(commands))
+	for i, c := range commands {
+		var err error
+		if all[i], err = w.command(c); err != nil {
+			return nil, fmt.Errorf("encoding command %d: %w", i, err)
+		}
+	}
+	return all, nil
+}
+
+// roomFor a command, header included: what nearly all of its kind need at most, in bytes.
+func roomFor(c Command) int {
+	const fields = 96
 	switch c := c.(type) {
 	case Accept:
-		w.b = make([]byte, commandHeader, commandHeader+len(c.Payload)+len(c.Function)+32)
+		return fields + len(c.Function) + len(c.Payload)
+	case PutPart:
+		return fields + len(c.Data)
+	case Finish:
+		return fields + len(c.Error) + len(c.Answer)
+	default:
+		return fields
+	}
+}
+
+// command appends one, and gives its encoded form.
+func (w *writer) command(c Command) ([]byte, error) {
+	from := len(w.b)
+	w.b = append(w.b, make([]byte, commandHeader)...)
+	switch c := c.(type) {
+	case Accept:
 		w.id(c.ID)
 		w.text(c.Function, MaxName)
 		if k := c.kind(); k != kindAccept {
@@ -173,7 +201,6 @@ func EncodeCommand(c Command) ([]byte, error) {
 		}
 		w.b = append(w.b, c.Payload...)
 	case PutPart:
-		w.b = make([]byte, commandHeader, commandHeader+len(c.Data)+64)
 		w.id(c.ID)
 		w.uint(c.Session)
 		w.uint(uint64(c.Number))
@@ -242,14 +269,15 @@ func EncodeCommand(c Command) ([]byte, error) {
 	default:
 		return nil, fmt.Errorf("encoding %T: %w", c, ErrMalformed)
 	}
-	if w.tooLarge || HeaderSize+len(w.b) > MaxEntry {
+	if w.tooLarge || HeaderSize+len(w.b)-from > MaxEntry {
 		return nil, fmt.Errorf("encoding %T: %w", c, ErrTooLarge)
 	}
 	// The header goes right before the body, into the room that was left: no payload is copied for it.
-	head := binary.AppendUvarint([]byte{byte(c.kind())}, uint64(len(w.b)-commandHeader))
-	start := commandHeader - len(head)
-	copy(w.b[start:], head)
-	return w.b[start:], nil
+	var head [commandHeader]byte
+	n := len(binary.AppendUvarint(append(head[:0], byte(c.kind())), uint64(len(w.b)-from-commandHeader)))
+	start := from + commandHeader - n
+	copy(w.b[start:], head[:n])
+	return w.b[start:len(w.b):len(w.b)], nil
 }
 
 // commandHeader is the room for kind and length.

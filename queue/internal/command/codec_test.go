@@ -146,7 +146,7 @@ func TestEncoderRefusesWhatTheDecoderWould(t *testing.T) {
 		Finish{Error: strings.Repeat("e", MaxErrorText+1)},
 		OpenSession{Address: strings.Repeat("a", MaxName+1)},
 	} {
-		if _, err := EncodeCommand(c); !errors.Is(err, ErrTooLarge) {
+		if _, err := EncodeCommands([]Command{OpenSession{}, c}); !errors.Is(err, ErrTooLarge) {
 			t.Fatalf("%T: %v", c, err)
 		}
 	}
@@ -155,11 +155,11 @@ func TestEncoderRefusesWhatTheDecoderWould(t *testing.T) {
 // Property: Decode never panics, and what it accepts encodes to an entry that decodes to the same.
 func FuzzDecode(f *testing.F) {
 	for _, c := range everyKind() {
-		encoded, err := EncodeCommand(c)
+		encoded, err := EncodeCommands([]Command{c})
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(encoded)
+		f.Add(encoded[0])
 	}
 	f.Fuzz(func(t *testing.T, commands []byte) {
 		_, _ = Decode(commands)

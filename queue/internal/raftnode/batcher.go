@@ -85,12 +85,9 @@ func (n *Node) Propose(ctx context.Context, commands []command.Command) ([]fsm.R
 	}
 	ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
 	defer cancel()
-	encoded := make([][]byte, len(commands))
-	for i, c := range commands {
-		var err error
-		if encoded[i], err = command.EncodeCommand(c); err != nil {
-			return nil, 0, fmt.Errorf("encoding command %d: %w", i, err)
-		}
+	encoded, err := command.EncodeCommands(commands)
+	if err != nil {
+		return nil, 0, fmt.Errorf("encoding the commands: %w", err)
 	}
 	results := make([]fsm.Result, 0, len(commands))
 	for first := true; ; first = false {
