@@ -98,10 +98,12 @@ func (a Accepter) handOver(ctx context.Context, id message.ID, accept *wire.Acce
 	}
 	if accept.GetRunSession() != 0 {
 		// Not given up with the caller: the try in an answer that nobody waits for would be late by two heartbeats.
-		ctx = context.WithoutCancel(ctx)
+		ctx = a.Runs.accepts.within(AcceptWithin)
+	} else {
+		bounded, cancel := context.WithTimeout(ctx, AcceptWithin)
+		defer cancel()
+		ctx = bounded
 	}
-	ctx, cancel := context.WithTimeout(ctx, AcceptWithin)
-	defer cancel()
 	result, err := a.Do(ctx, &wire.Op{Op: &wire.Op_Accept{Accept: accept}})
 	if session := accept.GetRunSession(); session != 0 {
 		try := result.GetRun()

@@ -66,6 +66,7 @@ type Deliverer struct {
 	answers     *message.Budget // what answers that callers want take until they are handed in
 	tries       sync.WaitGroup
 
+	accepts   term            // of accepts whose first try comes with the answer
 	mu        sync.Mutex      // guards all below; never held across I/O
 	root      context.Context // of every try; set by Run
 	held      map[key]*held

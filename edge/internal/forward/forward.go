@@ -13,11 +13,11 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/slimfaas/slimfaas/edge/internal/dial"
+	"github.com/slimfaas/slimfaas/edge/internal/message"
 	"github.com/slimfaas/slimfaas/edge/internal/replica"
 	"github.com/slimfaas/slimfaas/edge/internal/upstream"
 	"github.com/slimfaas/slimfaas/shared/serve"
@@ -200,16 +200,9 @@ func (x *exchange) answered(header http.Header) error {
 	x.lease.Answered()
 	x.lease.Stream()
 	for name := range header {
-		if ours(name) || name == "Alt-Svc" || x.cors && name == "Access-Control-Allow-Origin" {
+		if message.Ours(name) || name == "Alt-Svc" || x.cors && name == "Access-Control-Allow-Origin" {
 			delete(header, name)
 		}
 	}
 	return nil
-}
-
-// ours says whether a header is SlimFaas's own.
-func ours(name string) bool {
-	const prefix, extended = "slimfaas-", "x-slimfaas-"
-	return len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix) ||
-		len(name) >= len(extended) && strings.EqualFold(name[:len(extended)], extended)
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/slimfaas/slimfaas/edge/internal/dial"
+	"github.com/slimfaas/slimfaas/edge/internal/message"
 	"github.com/slimfaas/slimfaas/edge/internal/route"
 	"github.com/slimfaas/slimfaas/edge/internal/upstream"
 )
@@ -316,7 +317,7 @@ func inform(w http.ResponseWriter, info *http.Response) {
 	out := w.Header()
 	kept := out.Clone()
 	for name, values := range info.Header {
-		if !hop(name) && !ours(name) {
+		if !hop(name) && !message.Ours(name) {
 			out[name] = values
 		}
 	}
@@ -339,7 +340,7 @@ func target(x *exchange) string {
 func (x *exchange) fields(b []byte, r *http.Request) []byte {
 	connection := r.Header["Connection"]
 	for name, values := range r.Header {
-		if hop(name) || ours(name) || forwarding(name) || listed(connection, name) {
+		if hop(name) || message.Ours(name) || forwarding(name) || listed(connection, name) {
 			continue
 		}
 		for _, value := range values {

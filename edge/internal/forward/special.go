@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strings"
 
+	"github.com/slimfaas/slimfaas/edge/internal/message"
 	"github.com/slimfaas/slimfaas/edge/internal/dial"
 	"github.com/slimfaas/slimfaas/edge/internal/route"
 )
@@ -45,7 +46,7 @@ func rewrite(p *httputil.ProxyRequest) {
 	p.SetURL(&url.URL{Scheme: "http", Host: x.lease.Address})
 	setRaw(p.Out.URL, x.Path, x.Query, x.Mark)
 	for name := range p.Out.Header {
-		if ours(name) {
+		if message.Ours(name) {
 			delete(p.Out.Header, name)
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"net/http"
 	"net/textproto"
@@ -37,27 +36,41 @@ var hopByHop = map[string]bool{
 // Headers returns what of a caller's headers goes on to functions, sorted by name: everything but hop-by-hop headers, those
 // Connection names, and the SlimFaas-* and X-SlimFaas-* ones, which only SlimFaas may set.
 func Headers(from http.Header) []*wire.Header {
-	named := map[string]bool{}
-	for _, line := range from["Connection"] {
-		for name := range strings.SplitSeq(line, ",") {
-			named[textproto.CanonicalMIMEHeaderKey(textproto.TrimString(name))] = true
+	named := connectionNames(from["Connection"])
+	names := make([]string, 0, len(from))
+	for name := range from {
+		if !hopByHop[name] && !slices.Contains(named, name) && !Ours(name) {
+			names = append(names, name)
 		}
 	}
-	kept := make([]*wire.Header, 0, len(from))
-	for _, name := range slices.Sorted(maps.Keys(from)) {
-		if hopByHop[name] || named[name] || Ours(name) {
-			continue
-		}
-		kept = append(kept, &wire.Header{Name: name, Values: slices.Clone(from[name])})
+	slices.Sort(names)
+	kept, all := make([]*wire.Header, len(names), len(names)+forwarding), make([]wire.Header, len(names))
+	for i, name := range names {
+		kept[i] = &all[i]
+		kept[i].Name, kept[i].Values = name, slices.Clip(from[name])
 	}
 	return kept
 }
 
+// connectionNames are the headers, by canonical name, that Connection says are of one connection.
+func connectionNames(lines []string) (names []string) {
+	for _, line := range lines {
+		for name := range strings.SplitSeq(line, ",") {
+			names = append(names, textproto.CanonicalMIMEHeaderKey(textproto.TrimString(name)))
+		}
+	}
+	return names
+}
+
 // Ours says whether a header name is reserved for SlimFaas, in any case.
 func Ours(name string) bool {
-	lower := strings.ToLower(name)
-	return strings.HasPrefix(lower, "slimfaas-") || strings.HasPrefix(lower, "x-slimfaas-")
+	const prefix, extended = "slimfaas-", "x-slimfaas-"
+	return len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix) ||
+		len(name) >= len(extended) && strings.EqualFold(name[:len(extended)], extended)
 }
+
+// forwarding is how many headers From says itself, at most.
+const forwarding = 4
 
 // From makes the value of a request whose body was read: path and query raw, as the function shall see them. The X-Forwarded-*
 // headers are ours to say, as on sync calls: what a peer sends there is kept only when it is a trusted proxy. prefix is what stands
@@ -79,11 +92,8 @@ func From(r *http.Request, path, query string, body []byte, prefix string, viaPr
 	if r.TLS != nil {
 		proto = "https"
 	}
-	for name, value := range map[string]string{"X-Forwarded-Host": r.Host, "X-Forwarded-Proto": proto} {
-		if !has(stored, name) {
-			set(stored, name, value)
-		}
-	}
+	setDefault(stored, "X-Forwarded-Host", r.Host)
+	setDefault(stored, "X-Forwarded-Proto", proto)
 	if before := r.Header.Get("X-Forwarded-Prefix"); viaProxy {
 		prefix = route.JoinPrefix(before, prefix)
 	}
@@ -100,6 +110,12 @@ func drop(stored *wire.StoredRequest, names ...string) {
 func set(stored *wire.StoredRequest, name, value string) {
 	drop(stored, name)
 	stored.Headers = append(stored.Headers, &wire.Header{Name: name, Values: []string{value}})
+}
+
+func setDefault(stored *wire.StoredRequest, name, value string) {
+	if !has(stored, name) {
+		set(stored, name, value)
+	}
 }
 
 func has(stored *wire.StoredRequest, name string) bool {
