@@ -10,8 +10,8 @@ import (
 	"net/url"
 	"strings"
 
-	"github.com/slimfaas/slimfaas/edge/internal/message"
 	"github.com/slimfaas/slimfaas/edge/internal/dial"
+	"github.com/slimfaas/slimfaas/edge/internal/message"
 	"github.com/slimfaas/slimfaas/edge/internal/route"
 )
 
