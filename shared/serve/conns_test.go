@@ -2,7 +2,6 @@ package serve
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -49,13 +48,7 @@ func TestBeyondTheLimitTheLongestIdleConnectionMakesRoomAndElseTheNewOneGoes(t *
 			held.ServeHTTP(w, r)
 		}
 	})}) // held until its connection is closed
-	if err := s.Listen(t.Context(), "127.0.0.1:0"); err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- s.Run(ctx, 0) }()
-	t.Cleanup(func() { stop(); <-ended })
+	run(t, s, 0)
 	dial := func() dialled {
 		c, err := net.Dial("tcp", s.Addr().String())
 		if err != nil {

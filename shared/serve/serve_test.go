@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -16,14 +17,22 @@ func start(t *testing.T, o Options, drain time.Duration) (url string, stop conte
 	t.Helper()
 	o.Name, o.Log = "test", slog.New(slog.DiscardHandler)
 	s := New(o)
+	stop, ended = run(t, s, drain)
+	return "http://" + s.Addr().String(), stop, ended
+}
+
+// run a server until it is stopped, or the test ends; ended is told how.
+func run(t *testing.T, s *Server, drain time.Duration) (stop context.CancelFunc, ended chan error) {
+	t.Helper()
 	if err := s.Listen(t.Context(), "127.0.0.1:0"); err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	ended = make(chan error, 1)
-	go func() { ended <- s.Run(ctx, drain) }()
-	t.Cleanup(stop)
-	return "http://" + s.Addr().String(), stop, ended
+	var running sync.WaitGroup
+	running.Go(func() { ended <- s.Run(ctx, drain) })
+	t.Cleanup(func() { stop(); running.Wait() })
+	return stop, ended
 }
 
 func client(t *testing.T, h2 bool) *http.Client {

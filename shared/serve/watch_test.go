@@ -45,14 +45,8 @@ func newWatching(t *testing.T) (*watching, context.CancelFunc) {
 			w.stopped <- watch.Stop()
 		}
 	})})
-	if err := s.Listen(t.Context(), "127.0.0.1:0"); err != nil {
-		t.Fatal(err)
-	}
+	stop, _ := run(t, s, 50*time.Millisecond)
 	w.addr = s.Addr().String()
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- s.Run(ctx, 50*time.Millisecond) }()
-	t.Cleanup(func() { stop(); <-ended })
 	return w, stop
 }
 
@@ -191,13 +185,7 @@ func TestACallerWhoGoesWhileNetHTTPReadsIsToldOf(t *testing.T) {
 		}
 		close(gone)
 	})})
-	if err := s.Listen(t.Context(), "127.0.0.1:0"); err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- s.Run(ctx, 0) }()
-	t.Cleanup(func() { stop(); <-ended })
+	run(t, s, 0)
 	c := (&watching{addr: s.Addr().String()}).dial(t, plainGet)
 	soon(t, "begun", began)
 	_ = c.Close()
@@ -220,13 +208,7 @@ func TestARequestThatForgoesIsNotCancelledAndTheNextOneIs(t *testing.T) {
 			cancelled <- false
 		}
 	})})
-	if err := s.Listen(t.Context(), "127.0.0.1:0"); err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- s.Run(ctx, 0) }()
-	t.Cleanup(func() { stop(); <-ended })
+	run(t, s, 0)
 	const forgoing = "POST /forgoes HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
 	at := &watching{addr: s.Addr().String()}
 	c := at.dial(t, forgoing)
