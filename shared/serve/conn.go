@@ -32,7 +32,7 @@ type conn struct {
 
 // Read implements net.Conn.
 func (c *conn) Read(p []byte) (int, error) {
-	if len(p) == 1 && !c.unwatched() {
+	if len(p) == 1 && !c.serverReads() {
 		return 0, nil
 	}
 	n, err := c.TCPConn.Read(p)

@@ -100,8 +100,8 @@ func Forgo(r *http.Request) {
 	}
 }
 
-// unwatched says whether net/http's own reading during a request, which is of one byte, is to be made.
-func (c *conn) unwatched() bool {
+// serverReads says whether net/http's own reading during a request, which is of one byte, is to be made.
+func (c *conn) serverReads() bool {
 	if w := c.watch.Load(); w != nil {
 		w.alone.Store(true)
 		return false
