@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
@@ -107,14 +106,7 @@ func TestInstall(t *testing.T) {
 	})
 	t.Run("an event comes to every pod", func(t *testing.T) {
 		for _, f := range []string{"sub1", "sub2"} {
-			eventually(t, 60*time.Second, f+" has two ready replicas", func() error {
-				_, body, _, err := do(http.MethodGet, "/status-function/"+f, nil, "")
-				var s struct{ NumberReady int }
-				if err == nil && (json.Unmarshal([]byte(body), &s) != nil || s.NumberReady != 2) {
-					err = fmt.Errorf("%w: %s", errNotYet, body)
-				}
-				return err
-			})
+			ready(t, f, 2)
 		}
 		status, body, _, err := do(http.MethodPost, "/publish-event/news/events", http.Header{"Prefer": {"return=representation"}}, `{"a":1}`)
 		if err != nil || status/100 != 2 || strings.Count(body, `"sub`) < 4 {

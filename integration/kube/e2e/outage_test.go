@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -45,8 +44,7 @@ func TestWithoutTheAPIServer(t *testing.T) {
 	ready(t, "warm", 2)
 	eventually(t, 30*time.Second, "idle is awake", func() error { return get("/function/idle/hello/x") })
 	// Past the Service: after 40 s Kubernetes itself takes the node for dead, and its pods out of every Service for a moment.
-	edge := strings.Fields(kubectl(t, "get", "pods", "-n", namespace, "-l", "app.kubernetes.io/component=edge", "-o", "jsonpath={.items[*].status.podIP}"))[0]
-	t.Setenv("SLIMFAAS_URL_E2E", "http://"+edge+":5000")
+	t.Setenv("SLIMFAAS_URL_E2E", edges(t)[0])
 	l := startLoad("warm", 50)
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"strconv"
@@ -91,15 +92,49 @@ func (l *load) end(t *testing.T, what string, mayFail int64) {
 	t.Logf("figure %s: %d sync calls, %d failed (%d may); %d async calls accepted and carried out, %d refused", what, l.sent.Load(), l.failed.Load(), mayFail, len(l.accepted), l.refused.Load())
 }
 
+// ready waits until a function has n ready replicas in the eyes of every edge: the next call may come to any of them.
 func ready(t *testing.T, function string, n int) {
 	t.Helper()
-	eventually(t, 90*time.Second, fmt.Sprintf("%s has %d ready replicas", function, n), func() error {
+	says := func(body string) error {
+		if !strings.Contains(strings.ReplaceAll(body, " ", ""), fmt.Sprintf(`"NumberReady":%d,`, n)) {
+			return fmt.Errorf("%w: %s", errNotYet, body)
+		}
+		return nil
+	}
+	what := fmt.Sprintf("%s has %d ready replicas", function, n)
+	eventually(t, 90*time.Second, what, func() error {
 		_, body, _, err := do(http.MethodGet, "/status-function/"+function, nil, "")
-		if err == nil && !strings.Contains(strings.ReplaceAll(body, " ", ""), fmt.Sprintf(`"NumberReady":%d,`, n)) {
-			err = fmt.Errorf("%w: %s", errNotYet, body)
+		if err == nil {
+			err = says(body)
 		}
 		return err
 	})
+	eventually(t, 30*time.Second, what+" at every edge", func() error {
+		for _, edge := range edges(t) {
+			answer, err := client.Get(edge + "/status-function/" + function)
+			if err != nil {
+				return err
+			}
+			body, err := io.ReadAll(answer.Body)
+			_ = answer.Body.Close()
+			if err == nil {
+				err = says(string(body))
+			}
+			if err != nil {
+				return fmt.Errorf("%s: %w", edge, err)
+			}
+		}
+		return nil
+	})
+}
+
+// edges are the URLs of every edge pod there is, past the Service.
+func edges(t *testing.T) (all []string) {
+	t.Helper()
+	for ip := range strings.FieldsSeq(kubectl(t, "get", "pods", "-n", namespace, "-l", "app.kubernetes.io/component=edge", "-o", "jsonpath={.items[*].status.podIP}")) {
+		all = append(all, "http://"+ip+":5000")
+	}
+	return all
 }
 
 // next is a second tag of the images the harness pushes; the same tag stands for it on a cluster that has no other.
