@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/slimfaas/slimfaas/shared/wire"
 )
@@ -21,6 +20,7 @@ import (
 // item is one operation (an accept with its frames is one) and its caller.
 type item struct {
 	ops   []*wire.Op
+	alone [1]*wire.Op // what ops mostly is
 	bytes int
 	since time.Time // when the caller came
 
@@ -71,12 +71,13 @@ func (c *Client) Do(ctx context.Context, op *wire.Op) (*wire.OpResult, error) {
 }
 
 func newItem(op *wire.Op) *item {
-	it := &item{ops: []*wire.Op{op}, since: time.Now(), done: make(chan struct{})}
+	it := &item{alone: [1]*wire.Op{op}, since: time.Now(), done: make(chan struct{})}
+	it.ops = it.alone[:]
 	if accept := op.GetAccept(); accept != nil && len(accept.Payload) > wire.MaxFrame {
 		it.ops = split(accept)
 	}
 	for _, o := range it.ops {
-		it.bytes += proto.Size(o) + 8
+		it.bytes += wire.OpSize(o)
 	}
 	return it
 }
@@ -228,7 +229,7 @@ type outcome struct {
 
 // attempt sends one batch to one node.
 func (c *Client) attempt(url string, batch []*item) outcome {
-	request := &wire.SubmitRequest{}
+	request := &wire.SubmitRequest{Ops: make([]*wire.Op, 0, len(batch))}
 	for _, it := range batch {
 		request.Ops = append(request.Ops, it.ops...)
 	}

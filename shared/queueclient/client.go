@@ -188,6 +188,7 @@ func (c *Client) node(url string) *node {
 
 func newNode(url, token string, calls, streams, bodies *http.Client) *node {
 	options := []connect.ClientOption{
+		connect.WithCodec(wire.Codec{}),
 		connect.WithInterceptors(bearer(token)),
 		connect.WithReadMaxBytes(maxMessage),
 		connect.WithAcceptCompression("gzip", nil, nil), // a millisecond saved on the wire is not worth two of CPU

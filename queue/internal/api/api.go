@@ -114,6 +114,7 @@ func New(c Config) *Server {
 // Handler is what the API listener serves; every request needs the token of a role.
 func (s *Server) Handler(admin *Admin) http.Handler {
 	options := []connect.HandlerOption{
+		connect.WithCodec(wire.Codec{}),
 		connect.WithReadMaxBytes(maxMessage),
 		connect.WithCompression("gzip", nil, nil), // payloads are the callers' and the network is near
 		connect.WithInterceptors(guard{}),

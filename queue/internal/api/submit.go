@@ -25,7 +25,9 @@ func (s *Server) Submit(
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	b := submission{server: s, results: make([]*wire.OpResult, len(ops)), now: time.Now()}
+	b := submission{
+		server: s, now: time.Now(), results: make([]*wire.OpResult, len(ops)), commands: make([]command.Command, 0, len(ops)), owners: make([]owner, 0, len(ops)),
+	}
 	defer b.settle()
 	for i := 0; i < len(ops); {
 		n, err := b.add(ctx, ops, i)
@@ -370,13 +372,15 @@ func (b *submission) refuseWhenFull() {
 }
 
 func (b *submission) answer(results []fsm.Result, index uint64) {
+	slab := make([]wire.OpResult, len(b.owners)) // they go together
 	for i, o := range b.owners {
 		if o.run != nil {
 			b.owners[i].run = nil
 			b.results[o.first].Run = b.server.config.Dispatcher.Settle(o.run, &results[i])
 			continue
 		}
-		r := &wire.OpResult{Code: code(results[i].Code), Detail: results[i].Detail, Repeated: results[i].Repeated}
+		r := &slab[i]
+		r.Code, r.Detail, r.Repeated = code(results[i].Code), results[i].Detail, results[i].Repeated
 		if r.GetCode() == wire.Code_CODE_OK {
 			r.Index = index
 		}

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"go.etcd.io/bbolt"
@@ -114,12 +116,12 @@ func (w *payloadWorld) check() (blocks int) {
 	}
 	err := w.s.db.View(func(tx *bbolt.Tx) error {
 		found, last := 0, uint64(0)
-		err := tx.Bucket(bucketBlocks).ForEach(func(key, value []byte) error {
-			b, err := readBlock(key, value)
+		err := tx.Bucket(payloads.blocks).ForEach(func(key, value []byte) error {
+			b, err := payloads.readBlock(key, value)
 			if err != nil {
 				return err
 			}
-			bits, err := alive(tx, b)
+			bits, err := payloads.alive(tx, b)
 			if err != nil {
 				return err
 			}
@@ -147,7 +149,7 @@ func (w *payloadWorld) check() (blocks int) {
 		if found != len(w.alive) {
 			w.t.Errorf("the file has %d payloads, want %d", found, len(w.alive))
 		}
-		if n := tx.Bucket(bucketLive).Stats().KeyN; n > blocks {
+		if n := tx.Bucket(payloads.live).Stats().KeyN; n > blocks {
 			w.t.Errorf("%d records of what is alive for %d blocks", n, blocks)
 		}
 		return err
@@ -208,35 +210,35 @@ func TestPayloadsComeAndGoInAnyOrder(t *testing.T) {
 // A bit that is flipped in a block, or in its record of what is alive, is damage, or nothing: never another payload.
 func TestADamagedBlockServesNothingWrong(t *testing.T) {
 	t.Parallel()
-	payloads := []placed{{7, []byte("one")}, {9, []byte("the other")}, {12, bytes.Repeat([]byte("x"), 99)}}
-	key, good := newBlock(payloads, &arena{})
+	values := []placed{{7, []byte("one")}, {9, []byte("the other")}, {12, bytes.Repeat([]byte("x"), 99)}}
+	key, good := payloads.newBlock(values, &arena{})
 	for bit := range len(good) * 8 {
 		value := bytes.Clone(good)
 		value[bit/8] ^= 1 << (bit % 8)
-		b, err := readBlock(key, value)
+		b, err := payloads.readBlock(key, value)
 		if err != nil {
 			continue
 		}
 		intact := 0
-		for i, p := range payloads {
+		for i, p := range values {
 			got, err := checkSum(fsm.BucketPayload, placeKey(p.place), b.sealed(i))
-			if err == nil && !bytes.Equal(got, p.payload) {
+			if err == nil && !bytes.Equal(got, p.value) {
 				t.Fatalf("bit %d: payload %d is %q", bit, p.place, got)
 			}
 			if err == nil {
 				intact++
 			}
 		}
-		if intact == len(payloads) {
+		if intact == len(values) {
 			t.Fatalf("bit %d is not missed", bit)
 		}
 	}
 	for size := range len(good) {
-		if _, err := readBlock(key, good[:size]); err == nil {
+		if _, err := payloads.readBlock(key, good[:size]); err == nil {
 			t.Fatalf("the first %d bytes of %d are a block", size, len(good))
 		}
 	}
-	if _, err := readBlock(placeKey(8), good); !errors.Is(err, ErrDamaged) {
+	if _, err := payloads.readBlock(placeKey(8), good); !errors.Is(err, ErrDamaged) {
 		t.Errorf("a block in another's place: %v", err)
 	}
 }
@@ -289,7 +291,7 @@ func BenchmarkWriteLayer(b *testing.B) {
 	defer func() { _ = s.Close() }()
 	const calls = 6500
 	for place := uint64(0); b.Loop(); {
-		l := newLayer()
+		l := newLayer(nil)
 		for range calls {
 			place++
 			key := binary.BigEndian.AppendUint64(nil, place)
@@ -302,4 +304,108 @@ func BenchmarkWriteLayer(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/calls, "µs/call")
+}
+
+// Records are written again with each step of a call: whatever comes and goes, the file gives each once, as it was written last, in
+// the order of the calls.
+func TestRecordsComeChangeAndGoInAnyOrder(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 2))
+	dir := t.TempDir()
+	s, err := Open(dir, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	now, place, index, most := map[uint64]string{}, uint64(0), uint64(0), 0
+	for round := range 80 {
+		var ops []fsm.Op
+		put := func(at uint64) {
+			value := fmt.Sprintf("%d in round %d %s", at, round, strings.Repeat("x", random.IntN(200)))
+			now[at] = value
+			ops = append(ops, fsm.Op{Bucket: fsm.BucketCall, Key: placeKey(at), Value: []byte(value)})
+		}
+		for range []int{0, 1, 2, 700}[random.IntN(4)] {
+			place += 1 + random.Uint64N(3)
+			put(place)
+		}
+		all := slices.Sorted(maps.Keys(now))
+		fresh := all[max(0, len(all)-random.IntN(900)):]
+		for _, at := range fresh {
+			if random.IntN(3) == 0 {
+				put(at)
+			}
+		}
+		for _, at := range all[:random.IntN(len(all)+1)] {
+			if random.IntN(2) == 0 {
+				delete(now, at)
+				ops = append(ops, fsm.Op{Bucket: fsm.BucketCall, Key: placeKey(at)})
+			}
+		}
+		index++
+		if err := errors.Join(s.Commit(index, ops), s.Flush(index)); err != nil {
+			t.Fatal(err)
+		}
+		if round%10 == 9 {
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if s, err = Open(dir, index); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := slices.Sorted(maps.Keys(now))
+		err := s.Each(func(op fsm.Op) error {
+			if len(want) == 0 || string(op.Key) != string(placeKey(want[0])) || string(op.Value) != now[want[0]] {
+				return fmt.Errorf("round %d: %x is %.40q, want the record of %v", round, op.Key, op.Value, want[:min(1, len(want))])
+			}
+			want = want[1:]
+			return nil
+		})
+		if err != nil || len(want) > 0 {
+			t.Fatalf("round %d: %d records are missing: %v", round, len(want), err)
+		}
+		_ = s.db.View(func(tx *bbolt.Tx) error {
+			most = max(most, tx.Bucket(records.blocks).Stats().KeyN)
+			return nil
+		})
+	}
+	if most < 2 {
+		t.Errorf("never more than %d blocks: this tests nothing", most)
+	}
+}
+
+// BenchmarkWriteRecords: calls of which each layer begins as many as it changes of the layer before, in blocks and single.
+func BenchmarkWriteRecords(b *testing.B) {
+	record := bytes.Repeat([]byte("y"), 120)
+	for name, bucket := range map[string]fsm.Bucket{"blocks": fsm.BucketCall, "single": fsm.BucketSession} {
+		b.Run(name, func(b *testing.B) {
+			s, err := Open(b.TempDir(), 0)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer func() { _ = s.Close() }()
+			const calls = 6500
+			for place := uint64(0); b.Loop(); {
+				l := newLayer(nil)
+				for range calls {
+					place++
+					l.put(fsm.Op{Bucket: bucket, Key: placeKey(place), Value: record})
+					if place > calls {
+						l.put(fsm.Op{Bucket: bucket, Key: placeKey(place - calls), Value: record})
+					}
+					if place > 3*calls {
+						l.put(fsm.Op{Bucket: bucket, Key: placeKey(place - 3*calls)})
+					}
+				}
+				l.index = place
+				if err := s.writeLayer(l); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/calls, "µs/call")
+		})
+	}
 }

@@ -37,7 +37,18 @@ type layer struct {
 	index   uint64 // the state is at with it; 0: empty
 }
 
-func newLayer() *layer { return &layer{} }
+// newLayer makes one that is likely to take as many keys of each kind as the one before it (nil: none).
+func newLayer(before *layer) *layer {
+	l := &layer{}
+	if before != nil {
+		for i := range l.numbers {
+			if n := len(before.numbers[i]); n > 0 {
+				l.numbers[i] = make(map[uint64][]byte, n)
+			}
+		}
+	}
+	return l
+}
 
 func (l *layer) full() bool { return l.bytes >= layerBytes }
 
@@ -117,7 +128,7 @@ func (s *Store) seal() *layer {
 		due := s.active.full() || s.wanted > s.durable || s.closing
 		switch {
 		case due && !s.adopting && s.active.index != 0:
-			s.sealed, s.active = s.active, newLayer()
+			s.sealed, s.active = s.active, newLayer(s.active)
 			s.moved.Broadcast()
 			return s.sealed
 		case s.closing && !s.adopting:
@@ -155,8 +166,8 @@ func (w writing) bucket(bucket fsm.Bucket, numbers map[uint64][]byte, names map[
 	b.FillPercent = fillPercent
 	sorted := slices.AppendSeq(make([]uint64, 0, len(numbers)), maps.Keys(numbers))
 	slices.Sort(sorted)
-	if bucket == fsm.BucketPayload {
-		if err := w.payloads(numbers, sorted); err != nil {
+	if f, ok := familyOf(bucket); ok {
+		if err := w.placed(f, numbers, sorted); err != nil {
 			return err
 		}
 	} else {

@@ -65,8 +65,8 @@ var (
 	keyVersion    = []byte("version")
 )
 
-// stateVersion of the file: 1 has no blocks, and no record of its version.
-const stateVersion = 2
+// stateVersion of the file: 1 has no blocks, and no record of its version; 2 none of records.
+const stateVersion = 3
 
 // sumApplied stands for bucketApplied in its value's sum.
 const sumApplied fsm.Bucket = 255
@@ -106,7 +106,7 @@ func Open(dir string, atLeast uint64) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the state directory: %w", err)
 	}
-	s := &Store{dir: dir, active: newLayer(), hurry: make(chan struct{})}
+	s := &Store{dir: dir, active: newLayer(nil), hurry: make(chan struct{})}
 	s.moved.L = &s.mu
 	s.writeTo = s.writeLayer
 	db, applied, err := openState(s.path(stateFile))
@@ -227,7 +227,7 @@ func openState(path string) (_ *bbolt.DB, index uint64, err error) {
 
 // prepare a new file, or one of an older version.
 func prepare(tx *bbolt.Tx) error {
-	for _, name := range append(bucketNames[:], bucketApplied, bucketBlocks, bucketLive) {
+	for _, name := range append(bucketNames[:], bucketApplied, payloads.blocks, payloads.live, records.blocks, records.live) {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return fmt.Errorf("making its buckets: %w", err)
 		}
@@ -357,7 +357,7 @@ func (s *Store) read(key []byte) (value []byte, err error) {
 	defer s.files.RUnlock()
 	defer caught(&err)
 	err = s.db.View(func(tx *bbolt.Tx) error {
-		found, err := payloadAt(tx, key)
+		found, err := payloads.at(tx, key)
 		value = append([]byte{}, found...)
 		return err
 	})
@@ -391,6 +391,12 @@ func (s *Store) Each(yield func(fsm.Op) error) (err error) {
 		for i, name := range bucketNames {
 			b := fsm.Bucket(i)
 			if b == fsm.BucketPayload {
+				continue
+			}
+			if f, ok := familyOf(b); ok {
+				if err := f.each(tx, func(key, value []byte) error { return yield(fsm.Op{Bucket: b, Key: key, Value: value}) }); err != nil {
+					return err
+				}
 				continue
 			}
 			err := tx.Bucket(name).ForEach(func(key, sealed []byte) error {
