@@ -155,6 +155,24 @@ func (m *Machine) rest(c *call) {
 	delete(m.calls, c.id)
 	m.unfinished.remove(c)
 	m.backlog.add(plain{id: c.id, seq: c.seq, enqueued: c.enqueued, function: c.function.number, size: c.size})
+	if len(m.spare) < mostSpare {
+		*c = call{}
+		m.spare = append(m.spare, c)
+	}
+}
+
+// mostSpare calls are kept for those to come: about as many as an entry brings.
+const mostSpare = 512
+
+// fresh is a new call, of the memory of one that is in the backlog now.
+func (m *Machine) fresh() *call {
+	n := len(m.spare)
+	if n == 0 {
+		return &call{}
+	}
+	c := m.spare[n-1]
+	m.spare = m.spare[:n-1]
+	return c
 }
 
 // plain says whether awaken would make the same call again.

@@ -33,13 +33,8 @@ func (a *application) accept(c command.Accept) Result {
 		}
 	}
 	a.Machine.seq++
-	added := &call{
-		id:       c.ID,
-		seq:      a.seq,
-		function: a.intern(c.Function),
-		enqueued: a.now,
-		size:     uint32(len(c.Payload)),
-	}
+	added := a.fresh()
+	added.id, added.seq, added.function, added.enqueued, added.size = c.ID, a.seq, a.intern(c.Function), a.now, uint32(len(c.Payload))
 	a.calls[c.ID] = added
 	a.unfinished.push(added)
 	added.function.counters.Accepted++
@@ -47,7 +42,7 @@ func (a *application) accept(c command.Accept) Result {
 	if payload == nil {
 		payload = []byte{} // nil would delete
 	}
-	a.put(BucketPayload, numberKey(added.seq), payload)
+	a.put(BucketPayload, a.number(added.seq), payload)
 	if c.ExpireUnixMs != 0 || c.KeepResultMs != 0 || body != nil {
 		added.extras = &extras{expire: c.ExpireUnixMs, keepFor: c.KeepResultMs}
 	}

@@ -43,6 +43,9 @@ type Machine struct {
 	locks     map[string]Lock
 	activity  map[string]int64
 	overrides map[string]Override
+
+	spare  []*call // to be used again
+	warmth uint64  // so that warm is not optimized away
 }
 
 // function is the one copy of a function's name, and its counters.
@@ -124,12 +127,23 @@ func (m *Machine) Apply(index uint64, b command.Batch) ([]Result, []Change, []Op
 	n := len(b.Commands) // most change one call, which is a record, and bring a payload
 	a := application{
 		Machine: m, index: index, results: make([]Result, 0, n), changes: make([]Change, 0, n), ops: make([]Op, 0, 2*n+2), touched: make([]*call, 0, n),
+		memory: make([]byte, 0, n*memoryPerCommand),
 	}
+	m.warm(b.Commands)
 	for _, c := range b.Commands {
 		a.results = append(a.results, a.apply(c))
 	}
 	a.flush()
 	return a.results, a.changes, a.ops
+}
+
+// warm the table for those accepts that are about to look into it.
+func (m *Machine) warm(commands []command.Command) {
+	for _, c := range commands {
+		if accept, ok := c.(command.Accept); ok {
+			m.warmth ^= m.backlog.table.warm(accept.ID)
+		}
+	}
 }
 
 // application of one entry: the machine and what comes out.
@@ -141,7 +155,28 @@ type application struct {
 	ops              []Op
 	touched          []*call
 	touchedFunctions []*function
+	memory           []byte // of keys and records, in a few pieces
 }
+
+const (
+	// memoryPerCommand is about what the keys and the record of a call take, in bytes.
+	memoryPerCommand = 88
+	// memoryPiece is taken where that was not enough, in bytes.
+	memoryPiece = 1 << 10
+)
+
+// take memory for n bytes to be appended to.
+func (a *application) take(n int) []byte {
+	if cap(a.memory)-len(a.memory) < n {
+		a.memory = make([]byte, 0, max(n, memoryPiece))
+	}
+	from := len(a.memory)
+	a.memory = a.memory[:from+n]
+	return a.memory[from : from : from+n]
+}
+
+// number is numberKey in memory of the entry.
+func (a *application) number(n uint64) []byte { return binary.BigEndian.AppendUint64(a.take(8), n) }
 
 func (a *application) apply(c command.Command) Result {
 	switch c := c.(type) {
@@ -189,7 +224,7 @@ func (a *application) flush() {
 	for _, c := range a.touched {
 		c.touched = false
 		if !c.dropped {
-			key, record := numberKey(c.seq), encodeCall(c)
+			key, record := a.number(c.seq), appendCall(a.take(callBytes(c)), c)
 			a.put(BucketCall, key, record)
 			a.accountCall(c, key, record)
 			a.rest(c)

@@ -516,3 +516,33 @@ func heapInUse() uint64 {
 	runtime.ReadMemStats(&stats)
 	return stats.HeapAlloc
 }
+
+// BenchmarkApplyBatch measures one accept of entries of 200, where half a million wait.
+func BenchmarkApplyBatch(b *testing.B) {
+	const batch = 200
+	m, random := New(), rand.New(rand.NewPCG(5, 6))
+	payload := make([]byte, 1024)
+	index := uint64(0)
+	entry := func() {
+		commands := make([]command.Command, batch)
+		for i := range commands {
+			var id command.ID
+			binary.BigEndian.PutUint64(id[8:], random.Uint64())
+			commands[i] = command.Accept{ID: id, Function: "f", Payload: payload}
+		}
+		index++
+		b.StartTimer()
+		m.Apply(index, command.Batch{Commands: commands})
+		b.StopTimer()
+	}
+	b.StopTimer()
+	for range 500_000 / batch {
+		entry()
+	}
+	b.ResetTimer()
+	b.ReportAllocs()
+	for range b.N {
+		entry()
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/batch, "ns/call")
+}

@@ -28,8 +28,18 @@ func (m *Machine) decodeState(value []byte) error {
 	return r.end()
 }
 
-func encodeCall(c *call) []byte {
-	b := make([]byte, 0, 96+len(c.function.name)+len(c.lastError))
+func encodeCall(c *call) []byte { return appendCall(make([]byte, 0, callBytes(c)), c) }
+
+// callBytes are enough for the record of nearly every call.
+func callBytes(c *call) int {
+	n := 48 + len(c.function.name) + len(c.lastError)
+	if c.state != Queued || c.extras != nil {
+		n += 64
+	}
+	return n
+}
+
+func appendCall(b []byte, c *call) []byte {
 	b = append(b, c.id[:]...)
 	b = append(b, byte(c.state))
 	b = appendText(b, c.function.name)

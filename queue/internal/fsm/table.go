@@ -46,6 +46,16 @@ func (t *table) find(id command.ID, is func(position uint32) bool) (position uin
 	return 0, false
 }
 
+// warm has the word that a search for the id begins with brought into the processor's cache. One after the other for all ids of an entry,
+// these waits for memory overlap; one by one they are half of what an accept costs where a million wait. What it returns says nothing.
+func (t *table) warm(id command.ID) uint64 {
+	s, tag := t.hash(id)
+	if s.used == 0 {
+		return 0
+	}
+	return s.words[tag&s.mask()]
+}
+
 // add an id that is not in the table.
 func (t *table) add(id command.ID, position uint32) {
 	s, tag := t.hash(id)

@@ -249,8 +249,8 @@ func (f family) each(tx *bbolt.Tx, yield func(key, value []byte) error) error {
 	return err
 }
 
-// placed values of a layer, whose places are in order, and nil is for those that go.
-func (w writing) placed(f family, values map[uint64][]byte, places []uint64) error {
+// placed values of a layer, in the order of their places, and nil for those that go.
+func (w writing) placed(f family, values []placed) error {
 	single, blocks := f.single(w.tx), w.tx.Bucket(f.blocks)
 	single.FillPercent, blocks.FillPercent = fillPercent, fillPercent
 	beyond, err := f.firstFree(blocks)
@@ -258,19 +258,19 @@ func (w writing) placed(f family, values map[uint64][]byte, places []uint64) err
 		return err
 	}
 	unused := max(beyond, firstUnused(single))
-	var gone, alone []uint64
-	small := make([]placed, 0, len(places))
-	for _, place := range places {
-		value := values[place]
-		if value == nil && place < unused || place < beyond { // else it came and went within the layer
-			gone = append(gone, place)
+	var gone []uint64
+	var alone []placed
+	small := make([]placed, 0, len(values))
+	for _, p := range values {
+		if p.value == nil && p.place < unused || p.place < beyond { // else it came and went within the layer
+			gone = append(gone, p.place)
 		}
 		switch {
-		case value == nil:
-		case place < unused, len(value) > largest:
-			alone = append(alone, place)
+		case p.value == nil:
+		case p.place < unused, len(p.value) > largest:
+			alone = append(alone, p)
 		default:
-			small = append(small, placed{place, value})
+			small = append(small, p)
 		}
 	}
 	removal, err := w.remove(f, gone)
@@ -287,16 +287,14 @@ func (w writing) placed(f family, values map[uint64][]byte, places []uint64) err
 			n++
 		}
 		if n < fewest {
-			for _, p := range small[:n] {
-				alone = append(alone, p.place)
-			}
+			alone = append(alone, small[:n]...)
 		} else if err := blocks.Put(f.newBlock(small[:n], w.arena)); err != nil {
 			return fmt.Errorf("writing a block: %w", err)
 		}
 		small = small[n:]
 	}
-	for _, place := range alone {
-		if err := w.put(single, f.bucket, placeKey(place), values[place]); err != nil {
+	for _, p := range alone {
+		if err := w.put(single, f.bucket, placeKey(p.place), p.value); err != nil {
 			return err
 		}
 	}

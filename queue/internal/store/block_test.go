@@ -291,7 +291,7 @@ func BenchmarkWriteLayer(b *testing.B) {
 	defer func() { _ = s.Close() }()
 	const calls = 6500
 	for place := uint64(0); b.Loop(); {
-		l := newLayer(nil)
+		l := newLayer()
 		for range calls {
 			place++
 			key := binary.BigEndian.AppendUint64(nil, place)
@@ -389,7 +389,7 @@ func BenchmarkWriteRecords(b *testing.B) {
 			defer func() { _ = s.Close() }()
 			const calls = 6500
 			for place := uint64(0); b.Loop(); {
-				l := newLayer(nil)
+				l := newLayer()
 				for range calls {
 					place++
 					l.put(fsm.Op{Bucket: bucket, Key: placeKey(place), Value: record})

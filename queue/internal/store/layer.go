@@ -27,51 +27,36 @@ const numberSize = 8
 const fullPause = time.Second
 
 // opBytes is what an operation takes besides key and value, about.
-const opBytes = 64
+const opBytes = 40
 
 // layer of operations on their way to the file: for each key the newest value, nil for deleted.
 type layer struct {
-	numbers [fsm.Buckets]map[uint64][]byte // of keys of eight bytes, which nearly all are
+	numbers [fsm.Buckets]numbered          // of keys of eight bytes, which nearly all are
 	names   [fsm.Buckets]map[string][]byte // of all others
 	bytes   int
 	index   uint64 // the state is at with it; 0: empty
 }
 
-// newLayer makes one that is likely to take as many keys of each kind as the one before it (nil: none).
-func newLayer(before *layer) *layer {
-	l := &layer{}
-	if before != nil {
-		for i := range l.numbers {
-			if n := len(before.numbers[i]); n > 0 {
-				l.numbers[i] = make(map[uint64][]byte, n)
-			}
-		}
-	}
-	return l
-}
+func newLayer() *layer { return &layer{} }
 
 func (l *layer) full() bool { return l.bytes >= layerBytes }
 
 func (l *layer) put(op fsm.Op) {
 	if len(op.Key) == numberSize {
-		put(&l.numbers[op.Bucket], binary.BigEndian.Uint64(op.Key), op.Value)
+		l.bytes += l.numbers[op.Bucket].put(binary.BigEndian.Uint64(op.Key), op.Value)
 	} else {
-		put(&l.names[op.Bucket], string(op.Key), op.Value)
+		if l.names[op.Bucket] == nil {
+			l.names[op.Bucket] = map[string][]byte{}
+		}
+		l.names[op.Bucket][string(op.Key)] = op.Value
 	}
 	l.bytes += opBytes + len(op.Key) + len(op.Value)
-}
-
-func put[K comparable](m *map[K][]byte, key K, value []byte) {
-	if *m == nil {
-		*m = make(map[K][]byte)
-	}
-	(*m)[key] = value
 }
 
 // get says what the layer knows of a key, copied.
 func (l *layer) get(b fsm.Bucket, key []byte) (value []byte, known bool) {
 	if len(key) == numberSize {
-		value, known = l.numbers[b][binary.BigEndian.Uint64(key)]
+		value, known = l.numbers[b].get(binary.BigEndian.Uint64(key))
 	} else {
 		value, known = l.names[b][string(key)]
 	}
@@ -128,7 +113,7 @@ func (s *Store) seal() *layer {
 		due := s.active.full() || s.wanted > s.durable || s.closing
 		switch {
 		case due && !s.adopting && s.active.index != 0:
-			s.sealed, s.active = s.active, newLayer(s.active)
+			s.sealed, s.active = s.active, newLayer()
 			s.moved.Broadcast()
 			return s.sealed
 		case s.closing && !s.adopting:
@@ -147,7 +132,7 @@ func (s *Store) writeLayer(l *layer) (err error) {
 	return s.db.Update(func(tx *bbolt.Tx) error {
 		w := writing{tx, &s.arena}
 		for i := range fsm.Bucket(fsm.Buckets) {
-			if err := w.bucket(i, l.numbers[i], l.names[i]); err != nil {
+			if err := w.bucket(i, l.numbers[i].sorted(), l.names[i]); err != nil {
 				return err
 			}
 		}
@@ -161,20 +146,18 @@ type writing struct {
 	arena *arena
 }
 
-func (w writing) bucket(bucket fsm.Bucket, numbers map[uint64][]byte, names map[string][]byte) error {
+func (w writing) bucket(bucket fsm.Bucket, numbers []placed, names map[string][]byte) error {
 	b := w.tx.Bucket(bucketNames[bucket])
 	b.FillPercent = fillPercent
-	sorted := slices.AppendSeq(make([]uint64, 0, len(numbers)), maps.Keys(numbers))
-	slices.Sort(sorted)
 	if f, ok := familyOf(bucket); ok {
-		if err := w.placed(f, numbers, sorted); err != nil {
+		if err := w.placed(f, numbers); err != nil {
 			return err
 		}
 	} else {
 		var key [numberSize]byte
-		for _, number := range sorted {
-			binary.BigEndian.PutUint64(key[:], number)
-			if err := w.put(b, bucket, key[:], numbers[number]); err != nil {
+		for _, n := range numbers {
+			binary.BigEndian.PutUint64(key[:], n.place)
+			if err := w.put(b, bucket, key[:], n.value); err != nil {
 				return err
 			}
 		}

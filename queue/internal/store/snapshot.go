@@ -249,7 +249,7 @@ func (s *Store) Adopt() error {
 		s.err = fmt.Errorf("adopting the received state: %w", err)
 		return s.err
 	}
-	s.active, s.applied, s.durable, s.wanted = newLayer(nil), applied, applied, applied
+	s.active, s.applied, s.durable, s.wanted = newLayer(), applied, applied, applied
 	return nil
 }
 

@@ -106,7 +106,7 @@ func Open(dir string, atLeast uint64) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the state directory: %w", err)
 	}
-	s := &Store{dir: dir, active: newLayer(nil), hurry: make(chan struct{})}
+	s := &Store{dir: dir, active: newLayer(), hurry: make(chan struct{})}
 	s.moved.L = &s.mu
 	s.writeTo = s.writeLayer
 	db, applied, err := openState(s.path(stateFile))
