@@ -128,7 +128,8 @@ func (o *ours) submitTo(t *testing.T, function string, callers int, warm, length
 }
 
 // requests of one payload each as an edge stores them. The peers' publishers have nothing to encode either.
-var requests = sync.OnceValue(func() (all [256][]byte) {
+var requests = sync.OnceValue(func() [][]byte {
+	all := make([][]byte, 256)
 	for i := range all {
 		raw, err := proto.Marshal(&wire.StoredRequest{Method: http.MethodPost, Path: "/", Body: payload(i)})
 		if err != nil {
