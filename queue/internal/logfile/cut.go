@@ -24,7 +24,7 @@ func (l *Log) CutFront(last uint64) error {
 		l.first = max(l.first, last+1)
 	}
 	l.mu.Unlock()
-	return l.drop(gone)
+	return l.drop(gone, l.retire)
 }
 
 // CutBack forgets the records from first on, for good.
@@ -48,7 +48,7 @@ func (l *Log) CutBack(first uint64) error {
 		cut.offsets = cut.offsets[:kept]
 	}
 	l.mu.Unlock()
-	err := l.drop(gone)
+	err := l.drop(gone, remove)
 	if err == nil && cut != nil {
 		err = cut.clear()
 	}
@@ -58,8 +58,11 @@ func (l *Log) CutBack(first uint64) error {
 	return err
 }
 
-// drop closes and removes files nobody reads any more. It runs with writing held.
-func (l *Log) drop(gone []*segment) error {
+// remove a segment's file.
+func remove(s *segment) error { return errors.Join(s.file.Close(), os.Remove(s.path)) }
+
+// drop takes files that nobody reads any more out of the log, one by one. It runs with writing held.
+func (l *Log) drop(gone []*segment, away func(*segment) error) error {
 	if len(gone) == 0 {
 		return nil
 	}
@@ -68,7 +71,7 @@ func (l *Log) drop(gone []*segment) error {
 		errs = append(errs, fmt.Errorf("noting the newest segment: %w", err))
 	}
 	for _, s := range gone {
-		errs = append(errs, s.file.Close(), os.Remove(s.path))
+		errs = append(errs, away(s))
 		if err := syncDir(l.dir); err != nil {
 			errs = append(errs, err)
 		}

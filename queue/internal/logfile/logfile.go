@@ -8,7 +8,8 @@
 //	record  CRC-32C of all that follows, length of the data (4 bytes), index (8), place in the file where its append began (4),
 //	        salt of the segment (4 of its 8 bytes), data, zeros up to a multiple of 8
 //
-// Numbers are little endian. The salt tells records from those of a file that had these blocks before.
+// Numbers are little endian. The salt tells records from those of a file that had these blocks before: files whose records have
+// all gone are used again (see spare.go), and behind the last record of the newest segment there may be what it held before.
 package logfile
 
 import (
@@ -65,6 +66,7 @@ type Log struct {
 	writing sync.Mutex // held by what changes files; taken before mu
 	buffer  []byte     // guarded by writing
 	failed  error      // guarded by writing
+	spares  []spare    // guarded by writing
 
 	mu       sync.RWMutex // guards the rest; not held while the disk is written
 	segments []*segment   // the oldest first; none: the log is empty
@@ -80,6 +82,8 @@ type segment struct {
 	offsets []uint32 // of the records, in order; guarded by Log.mu
 	end     int64    // behind the last record; guarded by Log.mu
 	size    int64    // of the file
+	// reused: there may be anything behind the last record.
+	reused bool
 }
 
 func (s *segment) last() uint64 { return s.first + uint64(len(s.offsets)) - 1 }
@@ -120,6 +124,10 @@ func (l *Log) Close() error {
 	for _, s := range l.segments {
 		errs = append(errs, s.file.Close())
 	}
+	for _, s := range l.spares {
+		errs = append(errs, s.file.Close())
+	}
+	l.spares = nil
 	l.segments, l.failed = nil, errors.New("the log is closed")
 	return errors.Join(errs...)
 }
@@ -207,8 +215,14 @@ func (l *Log) write(first uint64, records [][][]byte) error {
 	}
 	created := false
 	if s == nil || s.end+need > s.size {
+		if s != nil {
+			if err := s.seal(); err != nil {
+				l.failed = errFailed
+				return err
+			}
+		}
 		var err error
-		if s, err = create(l.dir, first, max(l.size, segmentHeader+need)); err != nil {
+		if s, err = l.create(first, max(l.size, segmentHeader+need)); err != nil {
 			return err
 		}
 		created = true
@@ -216,7 +230,7 @@ func (l *Log) write(first uint64, records [][][]byte) error {
 			return errors.Join(fmt.Errorf("noting a new segment: %w", err), s.file.Close())
 		}
 	}
-	l.buffer = slices.Grow(l.buffer[:0], int(need))
+	l.buffer = slices.Grow(l.buffer[:0], int(need)+page) // and what pad adds
 	offsets := make([]uint32, 0, len(records))
 	for i, r := range records {
 		offsets = append(offsets, uint32(s.end+int64(len(l.buffer))))
@@ -244,7 +258,7 @@ func (l *Log) write(first uint64, records [][][]byte) error {
 // put brings the buffer to the disk. A write that failed half-way (the disk is full) must leave nothing behind that a later start
 // could take for a record; after a failed fsync nobody knows what the disk has.
 func (l *Log) put(s *segment, created bool) error {
-	_, err := s.file.WriteAt(l.buffer, s.end)
+	_, err := s.file.WriteAt(s.pad(l.buffer), s.end)
 	switch {
 	case err != nil && created: // made anew next time
 		return errors.Join(fmt.Errorf("writing to %s: %w", filepath.Base(s.path), err), s.file.Close())
@@ -262,12 +276,19 @@ func (l *Log) put(s *segment, created bool) error {
 	return nil
 }
 
+// create makes a segment, of a spare file where there is one. It runs with writing held.
+func (l *Log) create(first uint64, size int64) (*segment, error) {
+	if n := len(l.spares); n > 0 && size == l.size {
+		taken := l.spares[n-1]
+		l.spares = l.spares[:n-1]
+		return reuse(taken, l.dir, first, size)
+	}
+	return create(l.dir, first, size)
+}
+
 // create makes a segment whose blocks are reserved and whose name is on the disk.
 func create(dir string, first uint64, size int64) (_ *segment, err error) {
 	s := &segment{path: filepath.Join(dir, name(first)), first: first, size: size, end: segmentHeader}
-	if s.salt, err = newSalt(); err != nil {
-		return nil, err
-	}
 	// A file of this name is one that a start did not count: created, and never written to.
 	if s.file, err = os.OpenFile(s.path, os.O_CREATE|os.O_RDWR|os.O_TRUNC, fileMode); err != nil {
 		return nil, fmt.Errorf("making a segment: %w", err)
@@ -280,18 +301,29 @@ func create(dir string, first uint64, size int64) (_ *segment, err error) {
 	if err := reserve(s.file, size); err != nil {
 		return nil, fmt.Errorf("reserving %d bytes for a segment: %w", size, err)
 	}
+	if err := s.begin(); err != nil {
+		return nil, err
+	}
+	return s, syncDir(dir)
+}
+
+// begin writes the header, synced.
+func (s *segment) begin() (err error) {
+	if s.salt, err = newSalt(); err != nil {
+		return err
+	}
 	header := make([]byte, segmentHeader)
 	copy(header, magic[:])
-	binary.LittleEndian.PutUint64(header[8:], first)
+	binary.LittleEndian.PutUint64(header[8:], s.first)
 	copy(header[16:], s.salt[:])
 	binary.LittleEndian.PutUint32(header[24:], crc32.Checksum(header[:24], castagnoli))
 	if _, err := s.file.WriteAt(header, 0); err != nil {
-		return nil, fmt.Errorf("writing a segment's header: %w", err)
+		return fmt.Errorf("writing a segment's header: %w", err)
 	}
 	if err := s.file.Sync(); err != nil {
-		return nil, fmt.Errorf("syncing a new segment: %w", err)
+		return fmt.Errorf("syncing a new segment: %w", err)
 	}
-	return s, syncDir(dir)
+	return nil
 }
 
 func padded(n int64) int64 { return (n + 7) &^ 7 }

@@ -153,6 +153,15 @@ func TestATornAppendIsCutAndLeavesNothingBehind(t *testing.T) {
 // was there before is there afterwards, with records of the append up to one that is not whole, and the log goes on.
 func TestAnAppendTornAtAnySector(t *testing.T) {
 	t.Parallel()
+	for name, used := range map[string]bool{"of a new file": false, "of a used file": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tornAtAnySector(t, used)
+		})
+	}
+}
+
+func tornAtAnySector(t *testing.T, used bool) {
 	const sector, large = 512, 256 << 10
 	b := setup(t)
 	if err := b.Close(); err != nil {
@@ -163,6 +172,16 @@ func TestAnAppendTornAtAnySector(t *testing.T) {
 		t.Fatal(err)
 	}
 	random := rand.New(rand.NewPCG(10, 10))
+	first := uint64(1) // index
+	if used {
+		for i := range uint64(200) { // appends of their own, so that each would be damage behind a torn one
+			b.append(1+i, string(bytes.Repeat([]byte{byte(i)}, 1000)))
+		}
+		if err := b.CutFront(200); err != nil {
+			t.Fatal(err)
+		}
+		first = 201
+	}
 	long := func(n int) (all []string) {
 		for range n {
 			data := make([]byte, random.IntN(2000))
@@ -181,18 +200,22 @@ func TestAnAppendTornAtAnySector(t *testing.T) {
 		return content
 	}
 	early, late := long(5), long(40)
-	b.append(1, early...)
+	b.append(first, early...)
 	before := read()
-	b.append(6, late...)
+	b.append(first+5, late...)
 	after := read()
+	end := b.segments[0].end
+	if used != b.segments[0].reused {
+		t.Fatalf("used: %t, want %t", b.segments[0].reused, used)
+	}
 	if len(before) != len(after) {
 		t.Fatalf("the file grew from %d to %d bytes: it is not made in one piece any more", len(before), len(after))
 	}
-	first, last := 0, 0 // sectors that the append changed
+	from, last := 0, 0 // sectors that the append changed
 	for i := range len(after) / sector {
 		if !bytes.Equal(before[i*sector:(i+1)*sector], after[i*sector:(i+1)*sector]) {
-			if first == 0 {
-				first = i
+			if from == 0 {
+				from = i
 			}
 			last = i
 		}
@@ -202,7 +225,7 @@ func TestAnAppendTornAtAnySector(t *testing.T) {
 		t.Helper()
 		cases++
 		torn := bytes.Clone(before)
-		for i := first; i <= last; i++ {
+		for i := from; i <= last; i++ {
 			if written(i) {
 				copy(torn[i*sector:(i+1)*sector], after[i*sector:])
 			}
@@ -214,26 +237,26 @@ func TestAnAppendTornAtAnySector(t *testing.T) {
 		if b.Log, err = open(b.dir, b.note, large); err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
-		_, end := b.Bounds()
-		kept := int(end) - len(early)
-		if kept < 0 || kept > len(late) || (kept == len(late)) != bytes.Equal(torn, after) {
-			t.Fatalf("%s: the log ends at %d", what, end)
+		_, ends := b.Bounds()
+		kept := int(ends-first) + 1 - len(early)
+		if kept < 0 || kept > len(late) || (kept == len(late)) != bytes.Equal(torn[:end], after[:end]) {
+			t.Fatalf("%s: the log ends at %d", what, ends)
 		}
 		all := slices.Concat(early, late[:kept])
-		b.want(1, all...)
-		b.append(uint64(len(all))+1, "goes on")
+		b.want(first, all...)
+		b.append(first+uint64(len(all)), "goes on")
 		if err := b.Close(); err != nil {
 			t.Fatal(err)
 		}
 		if b.Log, err = open(b.dir, b.note, large); err != nil {
 			t.Fatalf("%s, gone on: %v", what, err)
 		}
-		b.want(1, append(slices.Clone(all), "goes on")...)
+		b.want(first, append(slices.Clone(all), "goes on")...)
 	}
-	for i := first; i <= last+1; i++ {
-		try(fmt.Sprintf("the first %d sectors", i-first), func(j int) bool { return j < i })
-		try(fmt.Sprintf("all but sector %d", i-first), func(j int) bool { return j != i })
-		try(fmt.Sprintf("sector %d only", i-first), func(j int) bool { return j == i })
+	for i := from; i <= last+1; i++ {
+		try(fmt.Sprintf("the first %d sectors", i-from), func(j int) bool { return j < i })
+		try(fmt.Sprintf("all but sector %d", i-from), func(j int) bool { return j != i })
+		try(fmt.Sprintf("sector %d only", i-from), func(j int) bool { return j == i })
 	}
 	for n := range 50 {
 		try(fmt.Sprintf("some, %d", n), func(int) bool { return random.IntN(2) == 0 })
@@ -287,6 +310,101 @@ func TestDamageThatNoTornWriteExplainsIsAnError(t *testing.T) {
 				t.Errorf("opened with %v", err)
 			}
 		})
+	}
+}
+
+// Files that the front of the log has left are used again, and what they held is never read.
+func TestUsedFilesAreUsedAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	big := func(i uint64) string { return string(bytes.Repeat([]byte{byte(i)}, smallSegment/2)) }
+	spares := func() int {
+		paths, err := filepath.Glob(filepath.Join(b.dir, "*"+spareSuffix))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(paths)
+	}
+	last := uint64(0)
+	add := func(n int) {
+		for range n {
+			last++
+			b.append(last, big(last))
+		}
+	}
+	want := func(first uint64) {
+		t.Helper()
+		var data []string
+		for i := first; i <= last; i++ {
+			data = append(data, big(i))
+		}
+		b.want(first, data...)
+	}
+	add(8) // a file each
+	if err := b.CutFront(6); err != nil {
+		t.Fatal(err)
+	}
+	if n := spares(); n != maxSpares {
+		t.Fatalf("%d files are kept of six, want %d", n, maxSpares)
+	}
+	before, err := os.Stat(b.spares[maxSpares-1].path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	add(1)
+	after, err := os.Stat(b.newestFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !os.SameFile(before, after) || spares() != maxSpares-1 {
+		t.Errorf("a new file was made while %d were there", spares())
+	}
+	want(7)
+	add(2)
+	sealed, err := os.Stat(filepath.Join(b.dir, name(last-1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if end := b.segments[len(b.segments)-2].end; sealed.Size() != end {
+		t.Errorf("a full segment that was used before has %d bytes, of which %d are records", sealed.Size(), end)
+	}
+	b.append(last+1, "short") // into what is left of a used file
+	b.want(7, big(7), big(8), big(9), big(10), big(11), "short")
+	b.reopen()
+	b.want(7, big(7), big(8), big(9), big(10), big(11), "short")
+	if n := spares(); n != 0 {
+		t.Errorf("%d spare files after a start", n)
+	}
+	b.append(last+2, "goes on")
+	b.reopen()
+	b.want(7, big(7), big(8), big(9), big(10), big(11), "short", "goes on")
+}
+
+// The power goes when a used file has its new name and nothing else.
+func TestAUsedFileThatWasNeverWrittenToIsNoRecord(t *testing.T) {
+	t.Parallel()
+	long := string(bytes.Repeat([]byte("x"), smallSegment/2))
+	for _, noted := range []uint64{3, 4} { // before and after the note
+		b := setup(t)
+		b.append(1, long)
+		b.append(2, long)
+		b.append(3, long)
+		if err := b.CutFront(2); err != nil {
+			t.Fatal(err)
+		}
+		b.writing.Lock()
+		s, err := b.create(4, smallSegment)
+		b.writing.Unlock()
+		if err != nil || !s.reused {
+			t.Fatalf("%v, of a used file: %t", err, s.reused)
+		}
+		_ = s.file.Close()
+		b.note.first = noted
+		b.reopen()
+		b.want(3, long)
+		b.append(4, "other")
+		b.reopen()
+		b.want(3, long, "other")
 	}
 }
 
@@ -490,4 +608,51 @@ func FuzzOpen(f *testing.F) {
 			}
 		}
 	})
+}
+
+// BenchmarkAppend of one record, fdatasync included, into files that are new and such that were segments before.
+func BenchmarkAppend(b *testing.B) {
+	for _, size := range []int{32 << 10, 220 << 10} {
+		for name, used := range map[string]bool{"new": false, "used": true} {
+			b.Run(fmt.Sprintf("%d KiB/%s", size>>10, name), func(b *testing.B) {
+				l, err := Open(filepath.Join(b.TempDir(), "log"), &note{})
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer func() { _ = l.Close() }()
+				data := make([]byte, size)
+				for i := range data {
+					data[i] = byte(rand.Uint32())
+				}
+				perFile := uint64(SegmentSize / size)
+				index := uint64(0)
+				step := func() {
+					index++
+					if err := l.Append(index, [][][]byte{{data}}); err != nil {
+						b.Fatal(err)
+					}
+					if index%perFile != 0 || index < 3*perFile {
+						return
+					}
+					b.StopTimer()
+					if err := l.CutFront(index - 2*perFile); err != nil {
+						b.Fatal(err)
+					}
+					for ; !used && len(l.spares) > 0; l.spares = l.spares[1:] {
+						if err := errors.Join(l.spares[0].file.Close(), os.Remove(l.spares[0].path)); err != nil {
+							b.Fatal(err)
+						}
+					}
+					b.StartTimer()
+				}
+				for range 6 * perFile {
+					step()
+				}
+				b.ResetTimer()
+				for range b.N {
+					step()
+				}
+			})
+		}
+	}
 }

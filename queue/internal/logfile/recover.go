@@ -11,6 +11,9 @@ import (
 
 // recover opens the segments of the directory.
 func (l *Log) recover() error {
+	if err := l.removeSpares(); err != nil {
+		return err
+	}
 	paths, err := filepath.Glob(filepath.Join(l.dir, "*.log"))
 	if err != nil {
 		return fmt.Errorf("listing segments: %w", err)

@@ -60,7 +60,7 @@ type Config struct {
 	// Clock stamps proposals; nil: time.Now.
 	Clock func() time.Time
 
-	// SnapshotBytes of log after which a snapshot is made; 0: 256 MiB. It is by reference: the state is flushed, the log cut.
+	// SnapshotBytes of log after which a snapshot is made; 0: 64 MiB. It is by reference: the state is flushed, the log cut.
 	SnapshotBytes int64
 	// SnapshotEntries of log after which a snapshot is made however small they are; 0: 32,768.
 	SnapshotEntries int
@@ -241,7 +241,7 @@ func (c Config) complete() (Config, error) {
 		c.Clock = time.Now
 	}
 	if c.SnapshotBytes == 0 {
-		c.SnapshotBytes = 256 << 20
+		c.SnapshotBytes = 64 << 20
 	}
 	if c.SnapshotEntries == 0 {
 		c.SnapshotEntries = 32 << 10
