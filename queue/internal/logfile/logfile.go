@@ -1,6 +1,6 @@
 // Package logfile keeps numbered records in append-only segment files: the Raft log on disk. One append is one write and one
 // fdatasync; every record carries a checksum that is verified whenever it is read; what cannot be told from a torn write is cut
-// at the next start, and what can be is an error that names the place (docs/adr/0009-raft-log-on-disk.md).
+// at the next start, and what can be is an error that names the place (docs/adr/0013-raft-log-in-segments.md).
 //
 // A segment is a header and records, padded with zeros:
 //

@@ -14,7 +14,7 @@ import (
 	"github.com/slimfaas/slimfaas/queue/internal/store"
 )
 
-// LogKind is where the entries of the Raft log are kept (docs/adr/0009-raft-log-on-disk.md). Term and vote are in raft.db always.
+// LogKind is where the entries of the Raft log are kept (docs/adr/0013-raft-log-in-segments.md). Term and vote are in raft.db always.
 type LogKind string
 
 const (
