@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 // both encodes a batch with the codec and the library, and wants the same message of either by both.
@@ -102,6 +103,35 @@ func TestABatchIsEncodedAsTheLibraryDoes(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A field that is added to a message and not to the codec would be left out, and nobody told.
+func TestTheCodecKnowsEveryField(t *testing.T) {
+	t.Parallel()
+	some := map[protoreflect.Kind]protoreflect.Value{
+		protoreflect.BytesKind: protoreflect.ValueOfBytes([]byte("b")), protoreflect.StringKind: protoreflect.ValueOfString("s"),
+		protoreflect.Uint64Kind: protoreflect.ValueOfUint64(300), protoreflect.Uint32Kind: protoreflect.ValueOfUint32(300),
+		protoreflect.Fixed32Kind: protoreflect.ValueOfUint32(300), protoreflect.BoolKind: protoreflect.ValueOfBool(true),
+		protoreflect.EnumKind: protoreflect.ValueOfEnum(1), protoreflect.MessageKind: protoreflect.ValueOfMessage((&Grant{Id: []byte("g")}).ProtoReflect()),
+	}
+	each := func(of proto.Message, check func(m proto.Message)) {
+		fields := of.ProtoReflect().Descriptor().Fields()
+		for i := range fields.Len() {
+			m := of.ProtoReflect().New()
+			value, ok := some[fields.Get(i).Kind()]
+			if !ok {
+				t.Fatalf("%s: this test has no value of its kind", fields.Get(i).FullName())
+			}
+			m.Set(fields.Get(i), value)
+			check(m.Interface())
+		}
+	}
+	each(&Accept{}, func(m proto.Message) {
+		both(t, &SubmitRequest{Ops: []*Op{{Op: &Op_Accept{Accept: m.(*Accept)}}}}, &SubmitRequest{}, &SubmitRequest{})
+	})
+	each(&OpResult{}, func(m proto.Message) {
+		both(t, &SubmitResponse{Results: []*OpResult{m.(*OpResult)}}, &SubmitResponse{}, &SubmitResponse{})
+	})
 }
 
 func TestWhatIsDecodedIsNotTheCallersMemory(t *testing.T) {
