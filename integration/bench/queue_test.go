@@ -15,6 +15,7 @@ var (
 	rounds   = flag.Int("rounds", 5, "alternating rounds")
 	profiles = flag.String("profiles", "", "absolute `directory` for profiles of the queue nodes in each measured interval")
 	only     = flag.String("only", "", "measure one `contender` only, for work on it")
+	row      = flag.String("row", "", "measure one `way/callers` only, as client/512, for work on it")
 	against  = flag.String("against", "", "compare the edge with that of another `directory` of programs, and with nothing else")
 	many     = flag.Int("functions", 10000, "in the table of the edge that has many")
 	length   = flag.Duration("length", 3*time.Second, "of one measured interval")
@@ -91,6 +92,9 @@ func TestBenchQueueAccept(t *testing.T) {
 				client, http := contend(t, who)
 				for _, callers := range []int{64, 512} {
 					for _, way := range []string{"client", "http"} {
+						if *row != "" && *row != fmt.Sprintf("%s/%d", way, callers) {
+							continue
+						}
 						run := map[string]measure{"client": client, "http": http}[way]
 						s := run(t, callers, warmUp, *length)
 						k := key{who, way, callers}
@@ -105,7 +109,7 @@ func TestBenchQueueAccept(t *testing.T) {
 			}
 		}
 	}
-	if *only != "" {
+	if *only != "" || *row != "" {
 		return
 	}
 	fmt.Printf("\nCalls accepted, %d alternating rounds of %v, medians; three nodes on this machine, 1 KiB random bytes\n", *rounds, *length)

@@ -42,6 +42,7 @@ type batcher struct {
 	mu          sync.Mutex // guards the fields below and the items; never held while sending
 	queue       []*item    // waiting, the oldest first, and some whose callers have gone, which are skipped
 	ops, bytes  int        // waiting, without those
+	flying      int        // operations of the batches that are under way
 	senders     int
 	lastContact time.Time // when a node last seemed to lead: the wait for a leader counts from there
 }
@@ -196,15 +197,17 @@ func (b *batcher) length() int {
 	return b.ops
 }
 
-// take removes the next batch from the queue. One item over the limit travels alone.
+// take removes the next batch from the queue: what waits, and no more than this sender's share of all that waits or is under way. One
+// item over the limit travels alone.
 func (b *batcher) take() []*item {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var batch []*item
 	ops, bytes, passed := 0, 0, 0
+	most := wire.BatchShare(b.ops, b.flying)
 	for _, it := range b.queue {
 		if !it.over {
-			if len(batch) > 0 && (ops+len(it.ops) > wire.MaxBatchOps || bytes+it.bytes > wire.MaxBatchBytes) {
+			if len(batch) > 0 && (ops+len(it.ops) > most || bytes+it.bytes > wire.MaxBatchBytes) {
 				break
 			}
 			ops, bytes = ops+len(it.ops), bytes+it.bytes
@@ -215,6 +218,7 @@ func (b *batcher) take() []*item {
 		passed++
 	}
 	b.queue = slices.Delete(b.queue, 0, passed)
+	b.flying += ops
 	return batch
 }
 
@@ -278,6 +282,7 @@ func (b *batcher) settle(batch []*item, o outcome) bool {
 	next := 0
 	for _, it := range batch {
 		it.sent = false
+		b.flying -= len(it.ops)
 		var result *wire.OpResult
 		if o.results != nil {
 			result = worst(o.results[next : next+len(it.ops)])

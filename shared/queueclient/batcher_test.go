@@ -61,6 +61,46 @@ func TestOperationsGatherWhileTwoBatchesAreUnderWay(t *testing.T) {
 	}
 }
 
+// A batch of nearly all would be followed by one of nearly all: everybody comes back at once.
+func TestACrowdThatComesBackIsSplitEvenlyBetweenTheBatches(t *testing.T) {
+	t.Parallel()
+	const crowd, rounds = 600, 5
+	c := newCluster(t, 1)
+	n, release := c.nodes[0], make(chan struct{})
+	n.submit = func(context.Context, *wire.SubmitRequest) (*wire.SubmitResponse, error, bool) {
+		<-release
+		return nil, nil, false
+	}
+	client := c.client(t, func(o *Options) { o.RPCTimeout, o.LeaderWait = time.Minute, time.Minute })
+	var callers sync.WaitGroup
+	for i := range crowd {
+		callers.Go(func() {
+			for round := range rounds {
+				if r, err := client.Do(t.Context(), accept(fmt.Sprintf("id%d-%d", i, round))); err != nil || r.GetCode() != wire.Code_CODE_OK {
+					t.Errorf("operation %d: %v, %v", i, r, err)
+				}
+			}
+		})
+	}
+	testkit.Eventually(t, 30*time.Second, "all have come", func() bool {
+		client.batcher.mu.Lock()
+		defer client.batcher.mu.Unlock()
+		return client.batcher.ops+client.batcher.flying == crowd
+	})
+	close(release)
+	callers.Wait()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, b := range n.batches {
+		if len(b) > crowd/wire.MaxBatchesInFlight {
+			t.Errorf("a batch of %d operations, of %d callers", len(b), crowd)
+		}
+	}
+	if client.batcher.flying != 0 {
+		t.Errorf("%d operations under way after all have ended", client.batcher.flying)
+	}
+}
+
 func TestBatchesAreBoundedInBytesAndFramesStayTogether(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 1)
