@@ -19,10 +19,7 @@ func TestOperationsGatherWhileTwoBatchesAreUnderWay(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 1)
 	n, release := c.nodes[0], make(chan struct{})
-	n.submit = func(context.Context, *wire.SubmitRequest) (*wire.SubmitResponse, error, bool) {
-		<-release
-		return nil, nil, false
-	}
+	n.holdBatches(release)
 	// Patient: on a machine that others use, 3,000 callers take their time to come.
 	client := c.client(t, func(o *Options) { o.RPCTimeout, o.LeaderWait = time.Minute, time.Minute })
 	var callers sync.WaitGroup
@@ -67,10 +64,7 @@ func TestACrowdThatComesBackIsSplitEvenlyBetweenTheBatches(t *testing.T) {
 	const crowd, rounds = 600, 5
 	c := newCluster(t, 1)
 	n, release := c.nodes[0], make(chan struct{})
-	n.submit = func(context.Context, *wire.SubmitRequest) (*wire.SubmitResponse, error, bool) {
-		<-release
-		return nil, nil, false
-	}
+	n.holdBatches(release)
 	client := c.client(t, func(o *Options) { o.RPCTimeout, o.LeaderWait = time.Minute, time.Minute })
 	var callers sync.WaitGroup
 	for i := range crowd {
@@ -105,10 +99,7 @@ func TestBatchesAreBoundedInBytesAndFramesStayTogether(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 1)
 	n, release := c.nodes[0], make(chan struct{})
-	n.submit = func(context.Context, *wire.SubmitRequest) (*wire.SubmitResponse, error, bool) {
-		<-release
-		return nil, nil, false
-	}
+	n.holdBatches(release)
 	client := c.client(t, func(o *Options) { o.RPCTimeout = 10 * time.Second })
 	sizes := []int{1, 1, 100 << 10, 200 << 10, wire.MaxFrame, wire.MaxFrame + 1, 100 << 10, wire.MaxPayload, 300 << 10, 100 << 10, 100 << 10}
 	payloads := map[string][]byte{}
@@ -176,10 +167,7 @@ func TestACallerThatGoesDoesNotHoldUpTheOthers(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 1)
 	n, release := c.nodes[0], make(chan struct{})
-	n.submit = func(context.Context, *wire.SubmitRequest) (*wire.SubmitResponse, error, bool) {
-		<-release
-		return nil, nil, false
-	}
+	n.holdBatches(release)
 	client := c.client(t, func(o *Options) { o.RPCTimeout = 10 * time.Second })
 	sent, leaveSent := context.WithCancel(t.Context())
 	waits, leaveWaiting := context.WithCancel(t.Context())

@@ -333,3 +333,11 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(code)
 }
+
+// holdBatches until release is closed; they are carried out then.
+func (n *fakeNode) holdBatches(release <-chan struct{}) {
+	n.submit = func(context.Context, *wire.SubmitRequest) (*wire.SubmitResponse, error, bool) {
+		<-release
+		return nil, nil, false
+	}
+}
