@@ -313,7 +313,7 @@ func Decode(entry []byte) (Batch, error) {
 		}
 		start := 1 + n
 		end := start + int(size)
-		c, err := decodeCommand(k, rest[start:end:end])
+		c, err := decodeCommand(k, rest[start:end:end], len(entry)-len(rest)+end)
 		if err != nil {
 			return Batch{}, fmt.Errorf("decoding command %d: %w", len(b.Commands), err)
 		}
@@ -323,7 +323,8 @@ func Decode(entry []byte) (Batch, error) {
 	return b, nil
 }
 
-func decodeCommand(k kind, body []byte) (Command, error) {
+// decodeCommand of a body that ends at a place in its entry.
+func decodeCommand(k kind, body []byte, end int) (Command, error) {
 	r := reader{b: body}
 	var c Command
 	switch k {
@@ -336,6 +337,7 @@ func decodeCommand(k kind, body []byte) (Command, error) {
 			a.Body = Body{Parts: r.uint32(), Size: r.uint(), Sum: r.uint32()}
 		}
 		a.Payload, r.b = r.b, nil
+		a.PayloadAt = uint32(end - len(a.Payload))
 		c = a
 	case kindPutPart:
 		p := PutPart{ID: r.id(), Session: r.uint(), Number: r.uint32(), MaxBytes: r.uint(), MaxUploads: r.uint()}

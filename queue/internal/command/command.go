@@ -29,6 +29,8 @@ type Accept struct {
 	ID       ID
 	Function string
 	Payload  []byte // opaque StoredRequest; goes to the store, never into the index
+	// PayloadAt is where in its entry the payload lies, in bytes. Decode sets it; 0: this was not decoded.
+	PayloadAt uint32
 	AcceptOptions
 	// Body was put before, under this ID; the payload is the request without it. Zero: the payload is all there is. An upload that
 	// is not exactly this is a conflict.

@@ -43,6 +43,9 @@ func (a *application) accept(c command.Accept) Result {
 		payload = []byte{} // nil would delete
 	}
 	a.put(BucketPayload, a.number(added.seq), payload)
+	if c.PayloadAt != 0 {
+		a.ops[len(a.ops)-1].Source = Source{Index: a.index, Offset: c.PayloadAt}
+	}
 	if c.ExpireUnixMs != 0 || c.KeepResultMs != 0 || body != nil {
 		added.extras = &extras{expire: c.ExpireUnixMs, keepFor: c.KeepResultMs}
 	}

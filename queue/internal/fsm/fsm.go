@@ -55,6 +55,14 @@ type Op struct {
 	Bucket Bucket
 	Key    []byte
 	Value  []byte
+	// Source is set where the value is a part of the entry.
+	Source Source
+}
+
+// Source is where in the Raft log a value lies as it is, so that who keeps the log need not write it again. Zero: nowhere.
+type Source struct {
+	Index  uint64 // of the entry
+	Offset uint32 // in the entry's data, in bytes
 }
 
 // State of a call. The numbers are wire.CallState's.

@@ -146,8 +146,43 @@ func (l *Log) Bounds() (first, last uint64) {
 func (l *Log) Read(index uint64) ([]byte, error) {
 	l.mu.RLock()
 	defer l.mu.RUnlock() // so that the file is not closed meanwhile
+	s, from, to, err := l.find(index)
+	if err != nil {
+		return nil, err
+	}
+	raw := make([]byte, to-from)
+	if _, err := s.file.ReadAt(raw, from); err != nil {
+		return nil, fmt.Errorf("reading record %d of %s: %w", index, filepath.Base(s.path), err)
+	}
+	r, ok := parse(raw, s.salt)
+	if !ok || r.index != index {
+		return nil, fmt.Errorf("record %d at %d of %s: %w", index, from, filepath.Base(s.path), ErrDamaged)
+	}
+	return r.data, nil
+}
+
+// ReadPart fills part with what a record's data has from offset on, or gives ErrNotFound. Nothing is checked: the checksum is the whole
+// record's.
+func (l *Log) ReadPart(index uint64, offset int64, part []byte) error {
+	l.mu.RLock()
+	defer l.mu.RUnlock() // so that the file is not closed meanwhile
+	s, from, to, err := l.find(index)
+	if err != nil {
+		return err
+	}
+	if from += recordHeader + offset; offset < 0 || from+int64(len(part)) > to {
+		return fmt.Errorf("reading %d bytes at %d of record %d, behind its end: %w", len(part), offset, index, ErrDamaged)
+	}
+	if _, err := s.file.ReadAt(part, from); err != nil {
+		return fmt.Errorf("reading a part of record %d of %s: %w", index, filepath.Base(s.path), err)
+	}
+	return nil
+}
+
+// find where a record is. It runs with mu held.
+func (l *Log) find(index uint64) (s *segment, from, to int64, err error) {
 	if len(l.segments) == 0 || index < l.first || index > l.segments[len(l.segments)-1].last() {
-		return nil, ErrNotFound
+		return nil, 0, 0, ErrNotFound
 	}
 	at, found := slices.BinarySearchFunc(l.segments, index, func(s *segment, i uint64) int {
 		switch {
@@ -159,23 +194,30 @@ func (l *Log) Read(index uint64) ([]byte, error) {
 		return 0
 	})
 	if !found {
-		return nil, ErrNotFound
+		return nil, 0, 0, ErrNotFound
 	}
-	s := l.segments[at]
+	s = l.segments[at]
 	n := index - s.first
-	from, to := int64(s.offsets[n]), s.end
+	from, to = int64(s.offsets[n]), s.end
 	if n+1 < uint64(len(s.offsets)) {
 		to = int64(s.offsets[n+1])
 	}
-	raw := make([]byte, to-from)
-	if _, err := s.file.ReadAt(raw, from); err != nil {
-		return nil, fmt.Errorf("reading record %d of %s: %w", index, filepath.Base(s.path), err)
+	return s, from, to, nil
+}
+
+// Tail is the index of the oldest of the newest records that together take at most so many bytes. One behind the last: not even that.
+// 0: the log is empty.
+func (l *Log) Tail(size int64) (first uint64) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	for _, s := range slices.Backward(l.segments) {
+		i, _ := slices.BinarySearch(s.offsets, uint32(max(s.end-size, 0)))
+		first = max(s.first+uint64(i), l.first)
+		if size -= s.end; i > 0 {
+			break
+		}
 	}
-	r, ok := parse(raw, s.salt)
-	if !ok || r.index != index {
-		return nil, fmt.Errorf("record %d at %d of %s: %w", index, from, filepath.Base(s.path), ErrDamaged)
-	}
-	return r.data, nil
+	return first
 }
 
 // Append writes records, each given in parts, with consecutive indices from first, which follows the last one of a log that is

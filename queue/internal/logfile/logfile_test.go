@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -513,4 +514,61 @@ func FuzzOpen(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestAPartOfARecordIsRead(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.append(5, "the first record", "the second")
+	part := make([]byte, 5)
+	if err := b.ReadPart(5, 4, part); err != nil || string(part) != "first" {
+		t.Errorf("%q: %v", part, err)
+	}
+	if err := b.ReadPart(7, 0, part); !errors.Is(err, ErrNotFound) {
+		t.Errorf("of a record that is not there: %v", err)
+	}
+	for _, offset := range []int64{-1, 12, 1 << 40} {
+		if err := b.ReadPart(6, offset, part); !errors.Is(err, ErrDamaged) {
+			t.Errorf("at %d, outside of the record: %v", offset, err)
+		}
+	}
+	if err := b.CutFront(5); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.ReadPart(5, 4, part); !errors.Is(err, ErrNotFound) {
+		t.Errorf("of a record that was cut off: %v", err)
+	}
+}
+
+func TestTheTailIsAsLongAsAsked(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	if first := b.Tail(1 << 20); first != 0 {
+		t.Errorf("of an empty log: %d", first)
+	}
+	const records, each = 20, recordHeader + 1000
+	for i := range uint64(records) { // some to a segment
+		b.append(1+i, strings.Repeat("x", 1000))
+	}
+	for _, c := range []struct {
+		size int64
+		want uint64
+	}{{0, records + 1}, {each - 1, records + 1}, {each, records}, {1 << 20, 1}} {
+		if first := b.Tail(c.size); first != c.want {
+			t.Errorf("of %d bytes: from %d, want %d", c.size, first, c.want)
+		}
+	}
+	for last, size := uint64(records+1), int64(0); size < 30_000; size += 500 {
+		first := b.Tail(size)
+		if first > last || int64(records+1-first)*each > size {
+			t.Errorf("of %d bytes: from %d, after %d", size, first, last)
+		}
+		last = first
+	}
+	if err := b.CutFront(10); err != nil {
+		t.Fatal(err)
+	}
+	if first := b.Tail(1 << 20); first != 11 {
+		t.Errorf("of a log that was cut: from %d", first)
+	}
 }

@@ -28,6 +28,8 @@ type Node interface {
 	Votes() (votes bool, standing string)
 	// StateSize is the state's file and what of it is free, in bytes.
 	StateSize() (file, free int64)
+	// PayloadsInLog are the bytes of payloads that lie in the log only.
+	PayloadsInLog() int64
 }
 
 // Sources of the figures.
@@ -79,6 +81,7 @@ var (
 	// Two nodes at one applied index whose hashes differ do not have the same state. 52 bits of it: a float64 holds no more.
 	stateHash   = single("slimfaas_queue_state_hash", "Hash of the replicated state at the applied index, equal on all nodes.")
 	stateBytes  = single("slimfaas_queue_state_file_bytes", "Size of the state's file. It does not shrink while the node runs.")
+	inLog       = single("slimfaas_queue_log_payload_bytes", "Payloads of calls that lie in the Raft log only: it is kept for them.")
 	stateFree   = single("slimfaas_queue_state_file_free_bytes", "What of the state's file is free to be used again.")
 	remembered  = prometheus.NewDesc("slimfaas_queue_calls", "Calls in memory.", []string{"kind"}, nil)
 	keys        = single("slimfaas_queue_idempotency_keys", "Idempotency keys remembered.")
@@ -118,7 +121,7 @@ var (
 func (Collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		accepted, redriven, succeeded, dead, cancelled, queued, running, waiting, readyItems, inFlightItems, retryItems,
-		applied, stateHash, stateBytes, stateFree, remembered, keys, uploads, uploadBytes, sessions, leading, term, commit, runs, granting, streams, direct, synced,
+		applied, stateHash, stateBytes, stateFree, inLog, remembered, keys, uploads, uploadBytes, sessions, leading, term, commit, runs, granting, streams, direct, synced,
 		logAppends, logFsyncs, logEntries, logBytes, logSeconds,
 		skew, diskUsed, diskLevel, ballast, hanging, votes,
 		busPeers, busClients, busSlow, busDropped,
@@ -156,6 +159,7 @@ func (c Collector) Collect(out chan<- prometheus.Metric) {
 	file, free := c.sources.Node.StateSize()
 	gauge(stateBytes, float64(file))
 	gauge(stateFree, float64(free))
+	gauge(inLog, float64(c.sources.Node.PayloadsInLog()))
 	for _, f := range functions {
 		counter(accepted, f.Accepted, f.Function)
 		counter(redriven, f.Redriven, f.Function)

@@ -55,6 +55,15 @@ type diskLog struct {
 // IsMonotonic implements raft.MonotonicLogStore: segments have no holes, so raft clears them before it leaves one.
 func (d *diskLog) IsMonotonic() bool { return d.segments != nil }
 
+// trailing is how many entries the newest so many bytes of the log are; false: it is not known here.
+func (d *diskLog) trailing(size int64) (entries uint64, known bool) {
+	if d.segments == nil {
+		return 0, false
+	}
+	_, last := d.segments.Bounds()
+	return last + 1 - d.segments.Tail(size), true
+}
+
 // Close closes the files.
 func (d *diskLog) Close() error {
 	err := d.bolt.Close()

@@ -65,7 +65,9 @@ func (c *cluster) add(nodes ...int) {
 
 func TestANodeIsAddedKilledAndComesBackAndTheClusterShrinksAgain(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 1, func(config *Config) { config.SnapshotEntries, config.TrailingBytes = 20, 1<<10 })
+	c := newCluster(t, 1, func(config *Config) {
+		config.SnapshotEntries, config.TrailingBytes, config.PayloadLogBytes = 20, 1<<10, 1<<10
+	})
 	c.mustPropose([]command.Command{command.SetInstallation{ID: "the-cluster"}})
 	for i := range uint64(50) { // more than the log keeps: the first node that is added gets a snapshot
 		c.mustPropose(accept(i+1, make([]byte, 100)))

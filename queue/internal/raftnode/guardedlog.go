@@ -45,6 +45,8 @@ type guardedLog struct {
 	watch *guard.Watch
 	// damaged is told of the first thing that fails its checksum: the node must stop before it answers with it.
 	damaged func(error)
+	// cutting is told that the log is about to lose its front up to an entry, and says up to which one it may; nil: nobody minds.
+	cutting func(last uint64) (uint64, error)
 }
 
 var (
@@ -90,7 +92,7 @@ func (g *guardedLog) GetLog(index uint64, l *raft.Log) error {
 		return g.damage("reading entry %d: %v", index, err)
 	}
 	n := len(l.Extensions) - sumSize
-	if l.Index != index || n < 0 || binary.BigEndian.Uint32(l.Extensions[n:]) != entrySum(l, l.Extensions[:n]) {
+	if l.Index != index || n < 0 || !g.fits(l, l.Extensions[:n], binary.BigEndian.Uint32(l.Extensions[n:])) {
 		return g.damage("entry %d fails its checksum", index)
 	}
 	if l.Extensions = l.Extensions[:n]; n == 0 {
@@ -108,7 +110,7 @@ func (g *guardedLog) StoreLogs(logs []*raft.Log) error {
 	copies := make([]raft.Log, len(logs))
 	for i, l := range logs {
 		copies[i] = *l
-		copies[i].Extensions = binary.BigEndian.AppendUint32(l.Extensions[:len(l.Extensions):len(l.Extensions)], entrySum(l, l.Extensions))
+		copies[i].Extensions = binary.BigEndian.AppendUint32(l.Extensions[:len(l.Extensions):len(l.Extensions)], g.sum(l))
 		summed[i] = &copies[i]
 	}
 	return g.watch.Slot(slotAppend).Write(func() error { return g.file.StoreLogs(summed) })
@@ -116,19 +118,52 @@ func (g *guardedLog) StoreLogs(logs []*raft.Log) error {
 
 // DeleteRange implements raft.LogStore.
 func (g *guardedLog) DeleteRange(first, last uint64) error {
+	from, err := g.file.FirstIndex()
+	if err != nil {
+		return err
+	}
+	if g.cutting != nil && first <= from {
+		if last, err = g.cutting(last); err != nil {
+			return fmt.Errorf("before cutting the log up to %d: %w", last, err)
+		}
+		if last < first {
+			return nil
+		}
+	}
 	return g.write(slotTruncate, func() error { return g.file.DeleteRange(first, last) })
+}
+
+// sum of an entry to be written. Segments have a checksum of their own over every record, which is verified whenever it is read: there
+// it is enough to know that a record is the entry it should be.
+func (g *guardedLog) sum(l *raft.Log) uint32 {
+	if g.IsMonotonic() {
+		return headSum(l, l.Extensions)
+	}
+	return entrySum(l, l.Extensions)
+}
+
+// fits says whether an entry that was read is as it was written: earlier releases wrote entrySum everywhere.
+func (g *guardedLog) fits(l *raft.Log, extensions []byte, sum uint32) bool {
+	return g.IsMonotonic() && sum == headSum(l, extensions) || sum == entrySum(l, extensions)
 }
 
 // entrySum covers what of an entry means something.
 func entrySum(l *raft.Log, extensions []byte) uint32 {
+	return crc32.Update(crc32.Update(headOf(l), castagnoli, l.Data), castagnoli, extensions)
+}
+
+// headSum covers it but for the data.
+func headSum(l *raft.Log, extensions []byte) uint32 {
+	return crc32.Update(headOf(l), castagnoli, extensions)
+}
+
+func headOf(l *raft.Log) uint32 {
 	var head [25]byte
 	binary.BigEndian.PutUint64(head[:], l.Index)
 	binary.BigEndian.PutUint64(head[8:], l.Term)
 	head[16] = byte(l.Type)
 	binary.BigEndian.PutUint64(head[17:], uint64(len(l.Data)))
-	sum := crc32.Checksum(head[:], castagnoli)
-	sum = crc32.Update(sum, castagnoli, l.Data)
-	return crc32.Update(sum, castagnoli, extensions)
+	return crc32.Checksum(head[:], castagnoli)
 }
 
 // Set implements raft.StableStore.

@@ -91,7 +91,9 @@ func (c *cluster) refusal(i int) error {
 
 func TestALostOrOlderDirectoryIsRefusedAndTheNodeRejoins(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3, func(config *Config) { config.SnapshotEntries, config.TrailingBytes = 50, 4<<10 })
+	c := newCluster(t, 3, func(config *Config) {
+		config.SnapshotEntries, config.TrailingBytes, config.PayloadLogBytes = 50, 4<<10, 4<<10
+	})
 	c.leader()
 	c.votes()
 	c.mustPropose([]command.Command{command.SetInstallation{ID: "the-cluster"}})

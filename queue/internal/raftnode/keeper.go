@@ -91,6 +91,9 @@ func (n *Node) keepSnapshots() {
 func (n *Node) snapshot() error {
 	reload := n.raft.ReloadableConfig()
 	reload.TrailingLogs = n.applier.sizes.begin(n.config.TrailingBytes)
+	if entries, ok := n.logStore.trailing(n.config.TrailingBytes); ok {
+		reload.TrailingLogs = max(entries, maxAppendEntries)
+	}
 	if err := n.raft.ReloadConfig(reload); err != nil {
 		return err
 	}

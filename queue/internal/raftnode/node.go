@@ -66,6 +66,9 @@ type Config struct {
 	SnapshotEntries int
 	// TrailingBytes of log kept behind a snapshot, so that a node that was away a moment needs none; 0: 64 MiB.
 	TrailingBytes int64
+	// PayloadLogBytes of log kept behind a snapshot while payloads of calls are in it that are not finished, and no more than four
+	// times what these are; 0: 2 GiB, or a quarter of the disk where that is less.
+	PayloadLogBytes int64
 
 	// WriteTimeout is how long one write may take before a leader goes silent, so that another is elected; 0: 3 s.
 	WriteTimeout time.Duration
@@ -142,6 +145,9 @@ func Open(config Config) (_ *Node, err error) {
 	if n.disk, err = guard.NewDisk(config.Dir, config.Disk, config.stat, config.Log); err != nil {
 		return nil, fmt.Errorf("looking at the disk: %w", err)
 	}
+	if n.config.PayloadLogBytes == 0 {
+		n.config.PayloadLogBytes = min(payloadLogBytes, n.disk.Space().Total/payloadLogShare)
+	}
 	n.watch = guard.NewWatch(writeSlots)
 	if n.logStore, err = openLog(config.Dir, config.LogKind); err != nil {
 		return nil, fmt.Errorf("%w. %s", err, howToRejoin(""))
@@ -155,11 +161,12 @@ func Open(config Config) (_ *Node, err error) {
 	if n.snapshots, err = openSnapshots(config.Dir, n.guarded); err != nil {
 		return nil, fmt.Errorf("%w. %s", err, howToRejoin(""))
 	}
-	if n.store, err = store.Open(filepath.Join(config.Dir, stateDir), n.snapshots.index()); err != nil {
+	if n.store, err = store.Open(filepath.Join(config.Dir, stateDir), n.snapshots.index(), n.logStore.payloads()); err != nil {
 		return nil, fmt.Errorf("opening the store: %w. %s", err, howToRejoin(""))
 	}
 	opened = append(opened, n.store.Close)
 	n.snapshots.store = n.store
+	n.guarded.cutting = n.cutting
 	if n.applier, err = newApplier(n.store, config.Log, n.fail); err != nil {
 		return nil, fmt.Errorf("%w. %s", err, howToRejoin(""))
 	}
@@ -338,6 +345,9 @@ func (n *Node) Payload(seq uint64) ([]byte, error) { return n.applier.payload(se
 
 // StateSize is the state's file and what of it is free, in bytes.
 func (n *Node) StateSize() (file, free int64) { return n.applier.store.Space() }
+
+// PayloadsInLog are the bytes of payloads that lie in the log only.
+func (n *Node) PayloadsInLog() int64 { return n.applier.store.InLog() }
 
 // Part of the body at this place. store.ErrNotFound when it is gone.
 func (n *Node) Part(place uint64, number uint32) ([]byte, error) {

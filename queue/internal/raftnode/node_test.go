@@ -21,7 +21,9 @@ import (
 
 func TestNothingAcknowledgedIsLostAndNothingRefusedIsKeptWhenLeadersDie(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3, func(config *Config) { config.SnapshotEntries, config.TrailingBytes = 200, 64<<10 })
+	c := newCluster(t, 3, func(config *Config) {
+		config.SnapshotEntries, config.TrailingBytes, config.PayloadLogBytes = 200, 64<<10, 64<<10
+	})
 	c.leader()
 
 	// Each try has an id of its own, so that what one answer said about it can be held against the end.
@@ -154,7 +156,9 @@ func TestRestartAndSnapshotGiveTheSameState(t *testing.T) {
 
 func TestAFollowerFarBehindCatchesUpBySnapshot(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3, func(config *Config) { config.SnapshotBytes, config.TrailingBytes = 1<<20, 64<<10 })
+	c := newCluster(t, 3, func(config *Config) {
+		config.SnapshotBytes, config.TrailingBytes, config.PayloadLogBytes = 1<<20, 64<<10, 64<<10
+	})
 	away := (c.leader() + 1) % 3
 	c.mustPropose(accept(1, nil))
 	c.kill(away)

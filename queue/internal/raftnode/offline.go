@@ -301,7 +301,7 @@ func Restore(dir, name string, members []Member, index, term uint64, content io.
 	if err != nil {
 		return err
 	}
-	s, err := store.Open(filepath.Join(dir, stateDir), 0)
+	s, err := store.Open(filepath.Join(dir, stateDir), 0, nil)
 	if err != nil {
 		return fmt.Errorf("making the store: %w", err)
 	}
@@ -368,10 +368,11 @@ func openOffline(dir string, log *slog.Logger) (_ *offline, err error) {
 	if d.snapshots, err = openSnapshots(dir, d.guarded); err != nil {
 		return nil, errors.Join(err, d.logs.Close())
 	}
-	if d.store, err = store.Open(filepath.Join(dir, stateDir), d.snapshots.index()); err != nil {
+	if d.store, err = store.Open(filepath.Join(dir, stateDir), d.snapshots.index(), d.logs.payloads()); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the store: %w", err), d.logs.Close())
 	}
 	d.snapshots.store = d.store
+	d.guarded.cutting = func(last uint64) (uint64, error) { return last, d.store.Forget(last) }
 	return d, nil
 }
 
@@ -483,7 +484,7 @@ func (d *offline) replay(r *Report) error {
 // ReadState gives the state in a Copy's content, of this index. scratch is an empty directory for it. content must fail instead
 // of ending when it is not whole.
 func ReadState(content io.Reader, index uint64, scratch string, log *slog.Logger) (state *fsm.Machine, err error) {
-	s, err := store.Open(scratch, 0)
+	s, err := store.Open(scratch, 0, nil)
 	if err != nil {
 		return nil, fmt.Errorf("opening a scratch store: %w", err)
 	}

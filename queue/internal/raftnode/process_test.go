@@ -60,9 +60,9 @@ func runNodeProcess(encoded string) error {
 	if err := json.Unmarshal([]byte(encoded), &config); err != nil {
 		return err
 	}
-	self := Config{Name: config.Name, Members: config.Members, Dir: config.Dir, Log: processLog(), SnapshotEntries: 500, TrailingBytes: 64 << 10}
+	self := Config{Name: config.Name, Members: config.Members, Dir: config.Dir, Log: processLog(), SnapshotEntries: 500, TrailingBytes: 64 << 10, PayloadLogBytes: 256 << 10}
 	if config.Large {
-		self.SnapshotEntries, self.TrailingBytes = 0, 0
+		self.SnapshotEntries, self.TrailingBytes, self.PayloadLogBytes = 0, 0, 0
 	}
 	self.SnapshotEntries = cmp.Or(config.SnapshotEntries, self.SnapshotEntries)
 	for _, m := range config.Members {

@@ -108,7 +108,7 @@ func TestEntriesThatTheStateHasAreNotAppliedAgain(t *testing.T) {
 // The directory as kill -9 would leave it after a snapshot: the state must be no older than what the log was cut by.
 func TestTheStateIsDurableBeforeTheLogIsCut(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 1, func(config *Config) { config.TrailingBytes = 1 })
+	c := newCluster(t, 1, func(config *Config) { config.TrailingBytes, config.PayloadLogBytes = 1, 1 })
 	for i := range uint64(40) {
 		c.mustPropose(accept(i+1, []byte("payload")))
 	}
@@ -166,7 +166,7 @@ func TestAClusterIsRecoveredFromOneNodesStateAndLog(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		c.mustPropose(accept(i+1, nil))
+		c.mustPropose(accept(i+1, bytes.Repeat([]byte{byte(i + 1)}, 1000)))
 	}
 	c.settle()
 	for i := range c.nodes {
@@ -178,6 +178,11 @@ func TestAClusterIsRecoveredFromOneNodesStateAndLog(t *testing.T) {
 	}
 	n := c.start(0)
 	eventually(t, "office alone", n.InOffice)
+	for i := range uint64(20) { // which lay in the log that is gone
+		if payload, err := n.Payload(i + 1); err != nil || !bytes.Equal(payload, bytes.Repeat([]byte{byte(i + 1)}, 1000)) {
+			t.Fatalf("payload %d: %q: %v", i+1, payload, err)
+		}
+	}
 	for i := range uint64(20) {
 		n.View(func(m *fsm.Machine) {
 			if _, ok := m.Call(idOf(i + 1)); !ok {

@@ -25,7 +25,7 @@ func TestAReceivedSnapshotIsTheStateOnceItsRecordSaysSo(t *testing.T) {
 	dir := t.TempDir()
 	begin := func(atLeast uint64) *Store {
 		t.Helper()
-		s, err := Open(dir, atLeast)
+		s, err := Open(dir, atLeast, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -74,7 +74,7 @@ func TestAReceivedSnapshotIsTheStateOnceItsRecordSaysSo(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The log was cut and the state is older: there is nothing to go on from.
-	if _, err := Open(dir, 8); !errors.Is(err, ErrLost) {
+	if _, err := Open(dir, 8, nil); !errors.Is(err, ErrLost) {
 		t.Fatalf("older than the log goes back: %v", err)
 	}
 	s = begin(7)
@@ -135,7 +135,7 @@ func TestCommitKeepsItsPaceWhileTheFileIsWritten(t *testing.T) {
 func TestADrainedBacklogGivesItsSpaceBackAtTheNextStart(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	s, err := Open(dir, 0)
+	s, err := Open(dir, 0, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +157,7 @@ func TestADrainedBacklogGivesItsSpaceBackAtTheNextStart(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s, err = Open(dir, 179)
+	s, err = Open(dir, 179, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +175,7 @@ func TestAFullDiskIsWaitedForAndABrokenOneIsNot(t *testing.T) {
 	t.Parallel()
 	full := fmt.Errorf("write state.db: %w", syscall.ENOSPC)
 	synctest.Test(t, func(t *testing.T) {
-		s, err := Open(t.TempDir(), 0)
+		s, err := Open(t.TempDir(), 0, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -208,7 +208,7 @@ func TestAFullDiskIsWaitedForAndABrokenOneIsNot(t *testing.T) {
 		}
 	})
 	synctest.Test(t, func(t *testing.T) {
-		s, err := Open(t.TempDir(), 0)
+		s, err := Open(t.TempDir(), 0, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

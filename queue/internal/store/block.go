@@ -65,8 +65,9 @@ func placeKey(place uint64) []byte { return binary.BigEndian.AppendUint64(nil, p
 
 // placed is a value at its place.
 type placed struct {
-	place uint64
-	value []byte
+	place  uint64
+	value  []byte
+	source fsm.Source
 }
 
 // newBlock of values in the order of their places.
@@ -250,16 +251,23 @@ func (f family) each(tx *bbolt.Tx, yield func(key, value []byte) error) error {
 }
 
 // placed values of a layer, in the order of their places, and nil for those that go.
-func (w writing) placed(f family, values []placed) error {
+func (w *writing) placed(f family, values []placed) error {
 	single, blocks := f.single(w.tx), w.tx.Bucket(f.blocks)
 	single.FillPercent, blocks.FillPercent = fillPercent, fillPercent
 	beyond, err := f.firstFree(blocks)
 	if err != nil {
 		return err
 	}
+	var last reference
+	if f.refers() {
+		if last, err = lastReference(w.tx); err != nil {
+			return err
+		}
+		beyond = max(beyond, last.place+1)
+	}
 	unused := max(beyond, firstUnused(single))
 	var gone []uint64
-	var alone []placed
+	var alone, referred []placed
 	small := make([]placed, 0, len(values))
 	for _, p := range values {
 		if p.value == nil && p.place < unused || p.place < beyond { // else it came and went within the layer
@@ -267,10 +275,23 @@ func (w writing) placed(f family, values []placed) error {
 		}
 		switch {
 		case p.value == nil:
-		case p.place < unused, len(p.value) > largest:
+		case p.place < unused:
+			alone = append(alone, p)
+		case f.refers() && p.source.Index > w.mayRefer && p.source.Index >= last.index && len(p.value) >= fewestReferred:
+			referred = append(referred, p)
+			last.index = p.source.Index
+		case len(p.value) > largest:
 			alone = append(alone, p)
 		default:
 			small = append(small, p)
+		}
+	}
+	if f.refers() {
+		if gone, err = w.unrefer(gone); err != nil {
+			return err
+		}
+		if err := w.refer(referred); err != nil {
+			return err
 		}
 	}
 	removal, err := w.remove(f, gone)
@@ -280,6 +301,12 @@ func (w writing) placed(f family, values []placed) error {
 	if err := w.carry(f, removal); err != nil {
 		return err
 	}
+	return w.bring(f, small, alone)
+}
+
+// bring new values, the small ones in blocks, which must not reach into others.
+func (w *writing) bring(f family, small, alone []placed) error {
+	single, blocks := f.single(w.tx), w.tx.Bucket(f.blocks)
 	for len(small) > 0 {
 		n, size := 0, 0
 		for n < len(small) && size < blockBytes {
@@ -335,7 +362,7 @@ type removal struct {
 type named struct{ key, value []byte }
 
 // remove the values from wherever they are. The places are in order.
-func (w writing) remove(f family, places []uint64) (r removal, err error) {
+func (w *writing) remove(f family, places []uint64) (r removal, err error) {
 	cursor := w.tx.Bucket(f.blocks).Cursor()
 	for len(places) > 0 {
 		b, _, in, err := f.blockOf(cursor, places[0])
@@ -386,14 +413,14 @@ func (r *removal) from(f family, tx *bbolt.Tx, b block, places []uint64) error {
 	r.dissolved = append(r.dissolved, key)
 	for i := range b.len() {
 		if isAlive(bits, i) {
-			r.survivors = append(r.survivors, placed{b.place(i), bytes.Clone(b.sealed(i))})
+			r.survivors = append(r.survivors, placed{place: b.place(i), value: bytes.Clone(b.sealed(i))})
 		}
 	}
 	return nil
 }
 
 // carry a removal out.
-func (w writing) carry(f family, r removal) error {
+func (w *writing) carry(f family, r removal) error {
 	single, blocks, live := f.single(w.tx), w.tx.Bucket(f.blocks), w.tx.Bucket(f.live)
 	for _, place := range r.single {
 		if err := single.Delete(placeKey(place)); err != nil {

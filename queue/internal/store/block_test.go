@@ -14,18 +14,21 @@ import (
 	"go.etcd.io/bbolt"
 
 	"github.com/slimfaas/slimfaas/queue/internal/fsm"
+	"github.com/slimfaas/slimfaas/queue/internal/logfile"
 )
 
 // payloadWorld is a store and what must be in it.
 type payloadWorld struct {
-	t     *testing.T
-	s     *Store
-	dir   string
-	rand  *rand.Rand
-	alive map[uint64][]byte
-	gone  map[uint64]bool
-	next  uint64 // place
-	index uint64
+	t      *testing.T
+	s      *Store
+	dir    string
+	rand   *rand.Rand
+	alive  map[uint64][]byte
+	gone   map[uint64]bool
+	next   uint64 // place
+	index  uint64
+	log    *logfile.Log // nil: there is none to refer to
+	logDir string
 }
 
 func (w *payloadWorld) random(size int) []byte {
@@ -40,10 +43,17 @@ func (w *payloadWorld) random(size int) []byte {
 func (w *payloadWorld) layer() {
 	w.t.Helper()
 	var ops []fsm.Op
+	w.index++
+	entry := []byte("an entry")
 	put := func(place uint64, payload []byte) {
 		w.alive[place] = payload
 		delete(w.gone, place)
-		ops = append(ops, fsm.Op{Bucket: fsm.BucketPayload, Key: placeKey(place), Value: payload})
+		op := fsm.Op{Bucket: fsm.BucketPayload, Key: placeKey(place), Value: payload}
+		if w.log != nil && w.rand.IntN(8) > 0 { // the others are answers, which nobody asks for in the log
+			op.Source = fsm.Source{Index: w.index, Offset: uint32(len(entry))}
+			entry = append(entry, payload...)
+		}
+		ops = append(ops, op)
 	}
 	remove := func(place uint64) {
 		delete(w.alive, place)
@@ -83,10 +93,52 @@ func (w *payloadWorld) layer() {
 	if w.next > 0 && w.rand.IntN(3) == 0 { // what nobody does: a place anew, before others
 		put(1+w.rand.Uint64N(w.next), w.random(w.rand.IntN(2000)))
 	}
-	w.index++
+	if w.log != nil {
+		if err := w.log.Append(w.index, [][][]byte{{entry}}); err != nil {
+			w.t.Fatal(err)
+		}
+	}
 	if err := errors.Join(w.s.Commit(w.index, ops), w.s.Flush(w.index)); err != nil {
 		w.t.Fatal(err)
 	}
+}
+
+// cut the log somewhere, as a node does.
+func (w *payloadWorld) cut() {
+	w.t.Helper()
+	upTo := w.rand.Uint64N(w.index + 1)
+	if err := errors.Join(w.s.Forget(upTo), w.log.CutFront(upTo)); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// readableLog is a log as the store reads it.
+type readableLog struct{ *logfile.Log }
+
+func (l readableLog) ReadData(index uint64, offset uint32, part []byte) error {
+	err := l.ReadPart(index, int64(offset), part)
+	if errors.Is(err, logfile.ErrNotFound) {
+		return ErrCut
+	}
+	return err
+}
+
+type newestSegment struct{ first uint64 }
+
+func (n *newestSegment) Load() (uint64, error)    { return n.first, nil }
+func (n *newestSegment) Store(first uint64) error { n.first = first; return nil }
+
+func (w *payloadWorld) open() {
+	w.t.Helper()
+	var log Log
+	if w.log != nil {
+		log = readableLog{w.log}
+	}
+	s, err := Open(w.dir, w.index, log)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.s = s
 }
 
 func (w *payloadWorld) reopen() {
@@ -94,11 +146,7 @@ func (w *payloadWorld) reopen() {
 	if err := w.s.Close(); err != nil {
 		w.t.Fatal(err)
 	}
-	s, err := Open(w.dir, w.index)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	w.s = s
+	w.open()
 }
 
 // check that each payload is where it should be, and none in two places.
@@ -146,6 +194,24 @@ func (w *payloadWorld) check() (blocks int) {
 			return nil
 		})
 		found += tx.Bucket(bucketNames[fsm.BucketPayload]).Stats().KeyN
+		referred := int64(0)
+		err = errors.Join(err, tx.Bucket(bucketReferences).ForEach(func(key, sealed []byte) error {
+			list, err := readReferences(key, sealed)
+			if err != nil {
+				return err
+			}
+			for i := range list.len() {
+				found++
+				referred += int64(list.at(i).length)
+				if _, err := payloads.at(tx, placeKey(list.at(i).place)); !errors.Is(err, ErrNotFound) {
+					w.t.Errorf("payload %d lies in the file, and a reference is to it: %v", list.at(i).place, err)
+				}
+			}
+			return nil
+		}))
+		if referred != w.s.referred.Load() {
+			w.t.Errorf("references to %d bytes, counted as %d", referred, w.s.referred.Load())
+		}
 		if found != len(w.alive) {
 			w.t.Errorf("the file has %d payloads, want %d", found, len(w.alive))
 		}
@@ -163,14 +229,19 @@ func (w *payloadWorld) check() (blocks int) {
 	return blocks
 }
 
-func newPayloadWorld(t *testing.T, seed uint64) *payloadWorld {
+func newPayloadWorld(t *testing.T, seed uint64, withLog bool) *payloadWorld {
 	t.Helper()
-	dir := t.TempDir()
-	s, err := Open(dir, 0)
-	if err != nil {
-		t.Fatal(err)
+	w := &payloadWorld{t: t, dir: t.TempDir(), rand: rand.New(rand.NewPCG(seed, 1)), alive: map[uint64][]byte{}, gone: map[uint64]bool{}}
+	if withLog {
+		w.logDir = t.TempDir()
+		log, err := logfile.Open(w.logDir, &newestSegment{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = log.Close() })
+		w.log = log
 	}
-	w := &payloadWorld{t: t, s: s, dir: dir, rand: rand.New(rand.NewPCG(seed, 1)), alive: map[uint64][]byte{}, gone: map[uint64]bool{}}
+	w.open()
 	t.Cleanup(func() { _ = w.s.Close() })
 	return w
 }
@@ -179,7 +250,7 @@ func TestPayloadsComeAndGoInAnyOrder(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	w := newPayloadWorld(t, seed)
+	w := newPayloadWorld(t, seed, false)
 	most := 0
 	for i := range 60 {
 		w.layer()
@@ -210,7 +281,7 @@ func TestPayloadsComeAndGoInAnyOrder(t *testing.T) {
 // A bit that is flipped in a block, or in its record of what is alive, is damage, or nothing: never another payload.
 func TestADamagedBlockServesNothingWrong(t *testing.T) {
 	t.Parallel()
-	values := []placed{{7, []byte("one")}, {9, []byte("the other")}, {12, bytes.Repeat([]byte("x"), 99)}}
+	values := []placed{{place: 7, value: []byte("one")}, {place: 9, value: []byte("the other")}, {place: 12, value: bytes.Repeat([]byte("x"), 99)}}
 	key, good := payloads.newBlock(values, &arena{})
 	for bit := range len(good) * 8 {
 		value := bytes.Clone(good)
@@ -266,7 +337,7 @@ func TestStateOfANewerProgramIsRefusedAndOfAnOlderOneTaken(t *testing.T) {
 		key := placeKey(3)
 		return errors.Join(putNumber(tx, keyApplied, 5), tx.Bucket(bucketNames[fsm.BucketPayload]).Put(key, withSum(fsm.BucketPayload, key, []byte("old"))))
 	})
-	s, err := Open(dir, 5)
+	s, err := Open(dir, 5, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -277,14 +348,14 @@ func TestStateOfANewerProgramIsRefusedAndOfAnOlderOneTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	change(func(tx *bbolt.Tx) error { return putNumber(tx, keyVersion, stateVersion+1) })
-	if _, err := Open(dir, 5); !errors.Is(err, ErrVersion) {
+	if _, err := Open(dir, 5, nil); !errors.Is(err, ErrVersion) {
 		t.Errorf("a newer version: %v", err)
 	}
 }
 
 func BenchmarkWriteLayer(b *testing.B) {
 	payload, record := bytes.Repeat([]byte("x"), 1100), bytes.Repeat([]byte("y"), 120)
-	s, err := Open(b.TempDir(), 0)
+	s, err := Open(b.TempDir(), 0, nil)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -314,7 +385,7 @@ func TestRecordsComeChangeAndGoInAnyOrder(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 2))
 	dir := t.TempDir()
-	s, err := Open(dir, 0)
+	s, err := Open(dir, 0, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -352,7 +423,7 @@ func TestRecordsComeChangeAndGoInAnyOrder(t *testing.T) {
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
-			if s, err = Open(dir, index); err != nil {
+			if s, err = Open(dir, index, nil); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -382,7 +453,7 @@ func BenchmarkWriteRecords(b *testing.B) {
 	record := bytes.Repeat([]byte("y"), 120)
 	for name, bucket := range map[string]fsm.Bucket{"blocks": fsm.BucketCall, "single": fsm.BucketSession} {
 		b.Run(name, func(b *testing.B) {
-			s, err := Open(b.TempDir(), 0)
+			s, err := Open(b.TempDir(), 0, nil)
 			if err != nil {
 				b.Fatal(err)
 			}

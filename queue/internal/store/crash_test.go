@@ -68,7 +68,7 @@ func entryID(index, i uint64) (id command.ID) {
 
 // applyForEver goes on from what the store has, and says each index it has committed, and those that are flushed.
 func applyForEver(dir string, out io.Writer) error {
-	s, err := Open(dir, 0)
+	s, err := Open(dir, 0, nil)
 	if err != nil {
 		return err
 	}
@@ -130,7 +130,7 @@ func TestWhatAKilledProcessLeavesIsTheStateAtOneIndex(t *testing.T) {
 	lost := uint64(0)
 	for range rounds {
 		committed, flushed := killAfter(t, dir, 1+random.IntN(300))
-		s, err := Open(dir, flushed)
+		s, err := Open(dir, flushed, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -220,7 +220,7 @@ func compare(t *testing.T, s *Store, want *pure) {
 func TestOneFlippedBitIsNeverServed(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	s, err := Open(dir, 0)
+	s, err := Open(dir, 0, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -247,7 +247,7 @@ func TestOneFlippedBitIsNeverServed(t *testing.T) {
 		if err := os.WriteFile(file, damaged, fileMode); err != nil {
 			t.Fatal(err)
 		}
-		s, err := Open(dir, 1)
+		s, err := Open(dir, 1, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

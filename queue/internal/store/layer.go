@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"runtime/debug"
 	"slices"
 	"syscall"
@@ -43,7 +44,7 @@ func (l *layer) full() bool { return l.bytes >= layerBytes }
 
 func (l *layer) put(op fsm.Op) {
 	if len(op.Key) == numberSize {
-		l.bytes += l.numbers[op.Bucket].put(binary.BigEndian.Uint64(op.Key), op.Value)
+		l.bytes += l.numbers[op.Bucket].put(binary.BigEndian.Uint64(op.Key), op.Value, op.Source)
 	} else {
 		if l.names[op.Bucket] == nil {
 			l.names[op.Bucket] = map[string][]byte{}
@@ -129,8 +130,9 @@ func (s *Store) writeLayer(l *layer) (err error) {
 	defer s.files.RUnlock()
 	defer caught(&err)
 	defer s.arena.reset()
-	return s.db.Update(func(tx *bbolt.Tx) error {
-		w := writing{tx, &s.arena}
+	var w writing
+	err = s.db.Update(func(tx *bbolt.Tx) error {
+		w = writing{tx: tx, arena: &s.arena, mayRefer: s.mayRefer()}
 		for i := range fsm.Bucket(fsm.Buckets) {
 			if err := w.bucket(i, l.numbers[i].sorted(), l.names[i]); err != nil {
 				return err
@@ -138,15 +140,25 @@ func (s *Store) writeLayer(l *layer) (err error) {
 		}
 		return putNumber(tx, keyApplied, l.index)
 	})
+	if err == nil {
+		s.referred.Add(w.referred)
+	}
+	return err
 }
 
 // writing of one layer.
 type writing struct {
 	tx    *bbolt.Tx
 	arena *arena
+	// mayRefer to entries above this index; none: to no entry.
+	mayRefer uint64
+	referred int64 // bytes that are referred to, more than before
 }
 
-func (w writing) bucket(bucket fsm.Bucket, numbers []placed, names map[string][]byte) error {
+// none is an index that no entry has.
+const none = math.MaxUint64
+
+func (w *writing) bucket(bucket fsm.Bucket, numbers []placed, names map[string][]byte) error {
 	b := w.tx.Bucket(bucketNames[bucket])
 	b.FillPercent = fillPercent
 	if f, ok := familyOf(bucket); ok {
@@ -171,7 +183,7 @@ func (w writing) bucket(bucket fsm.Bucket, numbers []placed, names map[string][]
 }
 
 // put a value, or delete the key where it is nil. The key's memory is the caller's again.
-func (w writing) put(b *bbolt.Bucket, bucket fsm.Bucket, key, value []byte) (err error) {
+func (w *writing) put(b *bbolt.Bucket, bucket fsm.Bucket, key, value []byte) (err error) {
 	if value == nil {
 		err = b.Delete(key)
 	} else {

@@ -4,6 +4,8 @@ import (
 	"maps"
 	"math/bits"
 	"slices"
+
+	"github.com/slimfaas/slimfaas/queue/internal/fsm"
 )
 
 // numbered maps numbers that mostly lie close together, as places do, to values; nil values are values. It is made of pieces of
@@ -19,11 +21,14 @@ const (
 	pieceSize = 64
 	// pieceBytes a piece takes, about.
 	pieceBytes = pieceSize*24 + 64
+	// sourceBytes of a piece that has sources, about.
+	sourceBytes = pieceSize * 16
 )
 
 type piece struct {
-	known  uint64 // a bit each
-	values [pieceSize][]byte
+	known   uint64 // a bit each
+	values  [pieceSize][]byte
+	sources *[pieceSize]fsm.Source // nil: none has one
 }
 
 func (n *numbered) piece(number uint64) *piece {
@@ -37,8 +42,8 @@ func (n *numbered) piece(number uint64) *piece {
 	return n.last
 }
 
-// put a value. grown says how many bytes of memory it took for itself.
-func (n *numbered) put(number uint64, value []byte) (grown int) {
+// put a value, and where in the log it is, too. grown says how many bytes of memory it took for itself.
+func (n *numbered) put(number uint64, value []byte, source fsm.Source) (grown int) {
 	p := n.piece(number)
 	if p == nil {
 		if n.pieces == nil {
@@ -56,6 +61,13 @@ func (n *numbered) put(number uint64, value []byte) (grown int) {
 		n.size++
 	}
 	p.values[i] = value
+	if p.sources == nil && source != (fsm.Source{}) {
+		p.sources = &[pieceSize]fsm.Source{}
+		grown += sourceBytes
+	}
+	if p.sources != nil {
+		p.sources[i] = source
+	}
 	return grown
 }
 
@@ -75,7 +87,11 @@ func (n *numbered) sorted() []placed {
 		p := n.pieces[at]
 		for left := p.known; left != 0; left &= left - 1 {
 			i := bits.TrailingZeros64(left)
-			all = append(all, placed{at*pieceSize + uint64(i), p.values[i]})
+			next := placed{place: at*pieceSize + uint64(i), value: p.values[i]}
+			if p.sources != nil {
+				next.source = p.sources[i]
+			}
+			all = append(all, next)
 		}
 	}
 	return all

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"github.com/slimfaas/slimfaas/queue/internal/fsm"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -20,7 +21,7 @@ func TestNumberedIsAMapInOrder(t *testing.T) {
 			if random.IntN(4) == 0 {
 				value = nil
 			}
-			n.put(number, value)
+			n.put(number, value, fsm.Source{})
 			want[number] = value
 			asked := random.Uint64N(span)
 			got, known := n.get(asked)

@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
+	"slices"
 
 	"go.etcd.io/bbolt"
 )
@@ -14,10 +15,12 @@ import (
 // A snapshot as bytes is: magic with the version, purpose, applied index, length of the file (8 bytes each, big endian), the
 // file, CRC-32C of all before it (4 bytes, big endian).
 const (
-	snapshotMagic  = "SLIMQ\x00\x00\x03"
-	olderMagic     = "SLIMQ\x00\x00\x02" // of files without blocks, which are taken too
+	snapshotMagic  = "SLIMQ\x00\x00\x04"
 	snapshotHeader = 32
 )
+
+// olderMagics of files without blocks, of records or at all, which are taken, too.
+var olderMagics = []string{"SLIMQ\x00\x00\x03", "SLIMQ\x00\x00\x02"}
 
 // ErrSnapshot is a snapshot that is damaged, cut, or of a version this program does not know.
 var ErrSnapshot = errors.New("snapshot cannot be used")
@@ -41,10 +44,16 @@ type Snapshot struct {
 	purpose Purpose
 }
 
-// Snapshot begins one of all that is committed. It flushes; nothing is copied until WriteTo.
+// Snapshot begins one of all that is committed. It flushes, and brings the payloads that are in the log into the file; nothing is copied
+// until WriteTo.
 func (s *Store) Snapshot(purpose Purpose) (*Snapshot, error) {
-	if err := s.Flush(s.Applied()); err != nil {
+	s.want(1)
+	defer s.want(-1)
+	if err := s.Flush(s.Applied()); err != nil { // behind it are the layers that were begun before
 		return nil, fmt.Errorf("flushing for a snapshot: %w", err)
+	}
+	if err := s.moveAll(none); err != nil {
+		return nil, fmt.Errorf("completing the file for a snapshot: %w", err)
 	}
 	s.files.RLock()
 	defer s.files.RUnlock()
@@ -57,6 +66,13 @@ func (s *Store) Snapshot(purpose Purpose) (*Snapshot, error) {
 		return nil, errors.Join(fmt.Errorf("beginning a snapshot: %w", err), tx.Rollback())
 	}
 	return &Snapshot{tx: tx, index: index, purpose: purpose}, nil
+}
+
+// want one more, or one less, that needs a file without references.
+func (s *Store) want(whole int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.whole += whole
 }
 
 // Index of the state.
@@ -154,7 +170,7 @@ func (i *Incoming) Write(p []byte) (int, error) {
 
 // begin reads the header.
 func (i *Incoming) begin() error {
-	if magic := string(i.head[:8]); magic != snapshotMagic && magic != olderMagic {
+	if magic := string(i.head[:8]); magic != snapshotMagic && !slices.Contains(olderMagics, magic) {
 		return fmt.Errorf("snapshot begins with %q, want %q: %w", i.head[:8], snapshotMagic, ErrSnapshot)
 	}
 	i.purpose = Purpose(binary.BigEndian.Uint64(i.head[8:]))
@@ -267,7 +283,7 @@ func (s *Store) replace() (applied uint64, err error) {
 		return 0, err
 	}
 	s.db = db
-	return applied, nil
+	return applied, s.checkReferences()
 }
 
 func discard(path string) error {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -65,8 +66,8 @@ var (
 	keyVersion    = []byte("version")
 )
 
-// stateVersion of the file: 1 has no blocks, and no record of its version; 2 none of records.
-const stateVersion = 3
+// stateVersion of the file: 1 has no blocks, and no record of its version; 2 none of records; 3 no references.
+const stateVersion = 4
 
 // sumApplied stands for bucketApplied in its value's sum.
 const sumApplied fsm.Bucket = 255
@@ -74,6 +75,9 @@ const sumApplied fsm.Bucket = 255
 // Store of one node. Commit and Adopt are for one goroutine; the rest is safe for any.
 type Store struct {
 	dir string
+	log Log // nil: all payloads are in the file
+	// referred is how many bytes of payloads the file has references to.
+	referred atomic.Int64
 
 	// writeTo is writeLayer but in tests of a full disk.
 	writeTo func(*layer) error
@@ -97,16 +101,19 @@ type Store struct {
 	// adopting: the file is being replaced, nothing is written.
 	adopting bool
 	incoming bool // a received snapshot waits for Adopt
-	written  sync.WaitGroup
+	// forgotten entries, up to this one, are not referred to any more; nor are any while whole is above 0, which is how many want it so.
+	forgotten uint64
+	whole     int
+	written   sync.WaitGroup
 }
 
 // Open the state in dir, made if absent, whose applied index must be atLeast: a received snapshot that was not adopted yet is
-// if it has it. Otherwise ErrLost.
-func Open(dir string, atLeast uint64) (*Store, error) {
+// if it has it. Otherwise ErrLost. Payloads that the log has stay there; nil: all are to be in the file.
+func Open(dir string, atLeast uint64, log Log) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the state directory: %w", err)
 	}
-	s := &Store{dir: dir, active: newLayer(), hurry: make(chan struct{})}
+	s := &Store{dir: dir, log: log, active: newLayer(), hurry: make(chan struct{})}
 	s.moved.L = &s.mu
 	s.writeTo = s.writeLayer
 	db, applied, err := openState(s.path(stateFile))
@@ -128,6 +135,9 @@ func Open(dir string, atLeast uint64) (*Store, error) {
 		return nil, err
 	}
 	s.db, s.applied, s.durable = db, applied, applied
+	if err := s.checkReferences(); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
 	s.written.Go(s.write)
 	return s, nil
 }
@@ -227,7 +237,7 @@ func openState(path string) (_ *bbolt.DB, index uint64, err error) {
 
 // prepare a new file, or one of an older version.
 func prepare(tx *bbolt.Tx) error {
-	for _, name := range append(bucketNames[:], bucketApplied, payloads.blocks, payloads.live, records.blocks, records.live) {
+	for _, name := range append(bucketNames[:], bucketApplied, bucketReferences, payloads.blocks, payloads.live, records.blocks, records.live) {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return fmt.Errorf("making its buckets: %w", err)
 		}
@@ -333,8 +343,16 @@ func (s *Store) payload(key []byte) ([]byte, error) {
 		}
 		return value, nil
 	}
-	return s.read(key)
+	for range readsOfMoved {
+		if value, err := s.read(key); !errors.Is(err, ErrCut) {
+			return value, err
+		}
+	}
+	return nil, fmt.Errorf("the log does not have the entry it is in: %w", ErrDamaged)
 }
+
+// readsOfMoved payloads: one that the log has no more when it is read there has moved into the file in between.
+const readsOfMoved = 3
 
 // pending looks in the layers. known with a nil value: deleted.
 func (s *Store) pending(b fsm.Bucket, key []byte) (value []byte, known bool) {
@@ -358,6 +376,16 @@ func (s *Store) read(key []byte) (value []byte, err error) {
 	defer caught(&err)
 	err = s.db.View(func(tx *bbolt.Tx) error {
 		found, err := payloads.at(tx, key)
+		if errors.Is(err, ErrNotFound) {
+			r, referred, lookErr := referenceTo(tx, key)
+			if lookErr != nil {
+				return lookErr
+			}
+			if referred {
+				value = make([]byte, r.length)
+				return s.inLog(r, value)
+			}
+		}
 		value = append([]byte{}, found...)
 		return err
 	})

@@ -13,7 +13,7 @@ import (
 
 func open(t *testing.T) *Store {
 	t.Helper()
-	s, err := Open(t.TempDir(), 0)
+	s, err := Open(t.TempDir(), 0, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
