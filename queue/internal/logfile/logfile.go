@@ -84,6 +84,15 @@ type segment struct {
 	size    int64    // of the file
 	// reused: there may be anything behind the last record.
 	reused bool
+	// reading is held for reading while the file is read, which Log.mu is not: a disk that takes its time must not keep an append from
+	// ending. Whoever has taken the segment out of the log waits for it.
+	reading sync.RWMutex
+}
+
+// unread waits until nobody reads the file any more. The segment is out of the log, so that nobody begins to.
+func (s *segment) unread() {
+	s.reading.Lock()
+	defer s.reading.Unlock()
 }
 
 func (s *segment) last() uint64 { return s.first + uint64(len(s.offsets)) - 1 }
@@ -122,6 +131,7 @@ func (l *Log) Close() error {
 	defer l.mu.Unlock()
 	var errs []error
 	for _, s := range l.segments {
+		s.unread() // mu keeps new readers away
 		errs = append(errs, s.file.Close())
 	}
 	for _, s := range l.spares {
@@ -144,12 +154,11 @@ func (l *Log) Bounds() (first, last uint64) {
 
 // Read gives the record of an index, in memory of its own, or ErrNotFound.
 func (l *Log) Read(index uint64) ([]byte, error) {
-	l.mu.RLock()
-	defer l.mu.RUnlock() // so that the file is not closed meanwhile
 	s, from, to, err := l.find(index)
 	if err != nil {
 		return nil, err
 	}
+	defer s.reading.RUnlock()
 	raw := make([]byte, to-from)
 	if _, err := s.file.ReadAt(raw, from); err != nil {
 		return nil, fmt.Errorf("reading record %d of %s: %w", index, filepath.Base(s.path), err)
@@ -164,12 +173,11 @@ func (l *Log) Read(index uint64) ([]byte, error) {
 // ReadPart fills part with what a record's data has from offset on, or gives ErrNotFound. Nothing is checked: the checksum is the whole
 // record's.
 func (l *Log) ReadPart(index uint64, offset int64, part []byte) error {
-	l.mu.RLock()
-	defer l.mu.RUnlock() // so that the file is not closed meanwhile
 	s, from, to, err := l.find(index)
 	if err != nil {
 		return err
 	}
+	defer s.reading.RUnlock()
 	if from += recordHeader + offset; offset < 0 || from+int64(len(part)) > to {
 		return fmt.Errorf("reading %d bytes at %d of record %d, behind its end: %w", len(part), offset, index, ErrDamaged)
 	}
@@ -179,8 +187,10 @@ func (l *Log) ReadPart(index uint64, offset int64, part []byte) error {
 	return nil
 }
 
-// find where a record is. It runs with mu held.
+// find where a record is. Its segment is being read until the caller ends that.
 func (l *Log) find(index uint64) (s *segment, from, to int64, err error) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
 	if len(l.segments) == 0 || index < l.first || index > l.segments[len(l.segments)-1].last() {
 		return nil, 0, 0, ErrNotFound
 	}
@@ -202,6 +212,7 @@ func (l *Log) find(index uint64) (s *segment, from, to int64, err error) {
 	if n+1 < uint64(len(s.offsets)) {
 		to = int64(s.offsets[n+1])
 	}
+	s.reading.RLock()
 	return s, from, to, nil
 }
 

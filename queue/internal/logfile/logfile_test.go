@@ -2,6 +2,7 @@ package logfile
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -9,7 +10,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -570,5 +574,58 @@ func TestTheTailIsAsLongAsAsked(t *testing.T) {
 	}
 	if first := b.Tail(1 << 20); first != 11 {
 		t.Errorf("of a log that was cut: from %d", first)
+	}
+}
+
+// What is read while the log is cut at both ends, and goes on, is the record, or that there is none.
+func TestRecordsAreReadWhileTheLogIsCut(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	record := func(index uint64) string { return strings.Repeat(strconv.FormatUint(index, 10)+" ", 100) }
+	var newest, found atomic.Uint64
+	ctx, cancel := context.WithCancel(t.Context())
+	var reading sync.WaitGroup
+	for range 4 {
+		reading.Go(func() {
+			part := make([]byte, 20)
+			for ctx.Err() == nil {
+				for index := max(newest.Load(), 30) - 30; index <= newest.Load()+1; index++ {
+					data, err := b.Read(index)
+					if err != nil && !errors.Is(err, ErrNotFound) || err == nil && string(data) != record(index) {
+						t.Errorf("record %d: %.20q, %v", index, data, err)
+						return
+					}
+					if err == nil {
+						found.Add(1)
+					}
+					err = b.ReadPart(index, 0, part)
+					if err != nil && !errors.Is(err, ErrNotFound) || err == nil && string(part) != record(index)[:20] {
+						t.Errorf("part of record %d: %q, %v", index, part, err)
+						return
+					}
+				}
+			}
+		})
+	}
+	for next := uint64(1); next < 600; {
+		b.append(next, record(next), record(next+1), record(next+2))
+		next += 3
+		newest.Store(next - 1)
+		if next%7 == 0 {
+			if err := b.CutBack(next - 2); err != nil {
+				t.Fatal(err)
+			}
+			next -= 2
+		}
+		if next > 20 && next%5 == 0 {
+			if err := b.CutFront(next - 20); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	cancel()
+	reading.Wait()
+	if found.Load() < 100 {
+		t.Errorf("%d records were found: this tests nothing", found.Load())
 	}
 }
