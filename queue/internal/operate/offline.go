@@ -45,6 +45,7 @@ type directory struct {
 	VotedFor                   string
 	FirstLog, LastLog, LogTerm uint64
 	LogFileBytes               int64
+	LogPayloadBytes            int64
 	Snapshots                  []raftnode.SnapshotInfo
 	Members                    []raftnode.Member
 	MembersIndex               uint64
@@ -115,7 +116,8 @@ func (c *call) readDirectory(path string) (out *contents, err error) {
 		out.Directory = &directory{
 			Problems: problems,
 			Path:     path, Node: r.Name, Term: r.Term, VotedTerm: r.VotedTerm, VotedFor: r.VotedFor, FirstLog: r.FirstLog, LastLog: r.LastLog,
-			LogTerm: r.LogTerm, LogFileBytes: r.LogFileBytes, Snapshots: r.Snapshots, Members: r.Members, MembersIndex: r.MembersIndex,
+			LogTerm: r.LogTerm, LogFileBytes: r.LogFileBytes, LogPayloadBytes: r.LogPayloadBytes,
+			Snapshots: r.Snapshots, Members: r.Members, MembersIndex: r.MembersIndex,
 		}
 		return nil
 	})
@@ -168,6 +170,7 @@ func (c *call) show(found *contents) {
 		c.say("%s belongs to %s", d.Path, node)
 		c.say("term %d, voted for %q in term %d", d.Term, d.VotedFor, d.VotedTerm)
 		c.say("log %d to %d (last term %d), file of %d bytes", d.FirstLog, d.LastLog, d.LogTerm, d.LogFileBytes)
+		c.say("payloads that the state has in the log only: %d bytes", d.LogPayloadBytes)
 		for _, s := range d.Snapshots {
 			c.say("snapshot %s: entry %d, term %d, %d bytes", s.ID, s.Index, s.Term, s.Size)
 		}

@@ -38,6 +38,7 @@ type Report struct {
 	VotedFor                   string
 	FirstLog, LastLog, LogTerm uint64         // of the log, 0 when it is empty; the term is the last entry's
 	LogFileBytes               int64          // of all its files
+	LogPayloadBytes            int64          // of payloads that lie in the log only
 	Snapshots                  []SnapshotInfo // the newest one, if any: by reference, of the state on disk
 	Members                    []Member       // as the newest membership entry or snapshot says, committed or not
 	MembersIndex               uint64
@@ -392,6 +393,7 @@ func (d *offline) close() error { return errors.Join(d.store.Close(), d.logs.Clo
 
 // describe all but the state.
 func (d *offline) describe(r *Report) (err error) {
+	r.LogPayloadBytes = d.store.InLog()
 	if r.Term, err = number(d.guarded.GetUint64(keyCurrentTerm)); err != nil {
 		return fmt.Errorf("reading the term: %w", err)
 	}
