@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sort"
 
 	"go.etcd.io/bbolt"
 
@@ -133,27 +134,31 @@ func (b block) end(i int) int {
 func (b block) sealed(i int) []byte { return b.bodies[b.end(i-1):b.end(i)] }
 
 func (b block) find(place uint64) (i int, ok bool) {
-	low, high := 0, b.len()
-	for low < high {
-		if middle := (low + high) / 2; b.place(middle) < place {
-			low = middle + 1
-		} else {
-			high = middle
-		}
+	return findPlace(b.len(), place, b.place)
+}
+
+// findPlace among so many that are in order.
+func findPlace(n int, place uint64, at func(i int) uint64) (i int, ok bool) {
+	i = sort.Search(n, func(i int) bool { return at(i) >= place })
+	return i, i < n && at(i) == place
+}
+
+// seekUpTo the pair whose key is the place, or else the last one before it; a nil key: there is none.
+func seekUpTo(c *bbolt.Cursor, place uint64) (key, value []byte) {
+	want := placeKey(place)
+	key, value = c.Seek(want)
+	switch {
+	case key == nil:
+		return c.Last()
+	case !bytes.Equal(key, want):
+		return c.Prev()
 	}
-	return low, low < b.len() && b.place(low) == place
+	return key, value
 }
 
 // blockOf gives the block that has the place, if one does.
 func (f family) blockOf(c *bbolt.Cursor, place uint64) (b block, i int, ok bool, err error) {
-	want := placeKey(place)
-	key, value := c.Seek(want)
-	switch {
-	case key == nil:
-		key, value = c.Last()
-	case !bytes.Equal(key, want):
-		key, value = c.Prev()
-	}
+	key, value := seekUpTo(c, place)
 	if key == nil {
 		return block{}, 0, false, nil
 	}

@@ -86,27 +86,12 @@ func (r references) at(i int) reference {
 func (r references) last() reference { return r.at(r.len() - 1) }
 
 func (r references) find(place uint64) (i int, ok bool) {
-	low, high := 0, r.len()
-	for low < high {
-		if middle := (low + high) / 2; r.at(middle).place < place {
-			low = middle + 1
-		} else {
-			high = middle
-		}
-	}
-	return low, low < r.len() && r.at(low).place == place
+	return findPlace(r.len(), place, func(i int) uint64 { return r.at(i).place })
 }
 
 // seekReferences gives the value that has the place, if one does. No key: there is none before it.
 func seekReferences(c *bbolt.Cursor, place uint64) (key []byte, list references, err error) {
-	want := placeKey(place)
-	key, sealed := c.Seek(want)
-	switch {
-	case key == nil:
-		key, sealed = c.Last()
-	case !bytes.Equal(key, want):
-		key, sealed = c.Prev()
-	}
+	key, sealed := seekUpTo(c, place)
 	if key == nil {
 		return nil, nil, nil
 	}
