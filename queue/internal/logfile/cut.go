@@ -50,7 +50,7 @@ func (l *Log) CutBack(first uint64) error {
 	l.mu.Unlock()
 	err := l.drop(gone, remove)
 	if err == nil && cut != nil {
-		cut.unread() // what is about to be zeros
+		cut.awaitReaders() // what is about to be zeros
 		err = cut.clear()
 	}
 	if err != nil {
@@ -72,7 +72,7 @@ func (l *Log) drop(gone []*segment, away func(*segment) error) error {
 		errs = append(errs, fmt.Errorf("noting the newest segment: %w", err))
 	}
 	for _, s := range gone {
-		s.unread()
+		s.awaitReaders()
 		errs = append(errs, away(s))
 		if err := syncDir(l.dir); err != nil {
 			errs = append(errs, err)

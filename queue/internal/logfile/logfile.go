@@ -89,8 +89,8 @@ type segment struct {
 	reading sync.RWMutex
 }
 
-// unread waits until nobody reads the file any more. The segment is out of the log, so that nobody begins to.
-func (s *segment) unread() {
+// awaitReaders waits until nobody reads the file any more. The segment is out of the log, so that nobody begins to.
+func (s *segment) awaitReaders() {
 	s.reading.Lock()
 	defer s.reading.Unlock()
 }
@@ -131,7 +131,7 @@ func (l *Log) Close() error {
 	defer l.mu.Unlock()
 	var errs []error
 	for _, s := range l.segments {
-		s.unread() // mu keeps new readers away
+		s.awaitReaders() // mu keeps new readers away
 		errs = append(errs, s.file.Close())
 	}
 	for _, s := range l.spares {
