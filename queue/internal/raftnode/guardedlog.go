@@ -123,8 +123,9 @@ func (g *guardedLog) DeleteRange(first, last uint64) error {
 		return err
 	}
 	if g.cutting != nil && first <= from {
-		if last, err = g.cutting(last); err != nil {
-			return fmt.Errorf("before cutting the log up to %d: %w", last, err)
+		wanted := last
+		if last, err = g.cutting(wanted); err != nil {
+			return fmt.Errorf("before cutting the log up to %d: %w", wanted, err)
 		}
 		if last < first {
 			return nil

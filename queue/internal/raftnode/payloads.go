@@ -53,5 +53,9 @@ func (n *Node) cutting(last uint64) (uint64, error) {
 		keep := min(max(n.config.TrailingBytes, payloadLogFactor*size), n.config.PayloadLogBytes)
 		last = min(last, max(first, n.logStore.segments.Tail(keep))-1)
 	}
-	return last, n.store.Forget(last)
+	err = n.store.Forget(last)
+	if errors.Is(err, store.ErrDamaged) {
+		n.fail(err) // not only where somebody asks for the payload
+	}
+	return last, err
 }

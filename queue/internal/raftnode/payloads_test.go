@@ -2,11 +2,13 @@ package raftnode
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/slimfaas/slimfaas/queue/internal/command"
+	"github.com/slimfaas/slimfaas/queue/internal/store"
 )
 
 // The log is kept for the payloads in it, over a crash, too; when most of its calls have ended it is cut, and what is left of it moves.
@@ -68,4 +70,39 @@ func TestTheLogIsKeptForThePayloadsInIt(t *testing.T) {
 		t.Errorf("%d bytes are referred to: %v", referred, err)
 	}
 	check(n, 1, calls)
+}
+
+func TestADamagedPayloadInTheLogEndsTheNodeWhenItIsToMove(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1, func(config *Config) { config.TrailingBytes, config.PayloadLogBytes = 1, 1 })
+	payload := bytes.Repeat([]byte("a payload that is easily found "), 10)
+	c.mustPropose(accept(1, payload))
+	for i := range uint64(40) { // so that the log is cut
+		c.mustPropose(accept(i+2, nil))
+	}
+	n := c.nodes[0]
+	files, err := filepath.Glob(filepath.Join(c.configs[0].Dir, segmentsDir, "*.log"))
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	content, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(files[0], os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("b"), int64(bytes.Index(content, payload))); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.snapshot(); err == nil { // raft does not wrap it
+		t.Error("the log was cut behind a payload that is damaged")
+	}
+	if err := <-n.Done(); !errors.Is(err, store.ErrDamaged) {
+		t.Error(err)
+	}
 }
