@@ -17,8 +17,7 @@ import (
 	"github.com/slimfaas/slimfaas/scaler/internal/orchestrator/orchestratortest"
 )
 
-// The place of a world, with one of our own processes; and a function in it, probed once a second, so that a replica is seen before it
-// is ready.
+// The place of a world, with one of our own processes; and a function in it.
 const place = `
 apiVersion: v1
 kind: Namespace
@@ -43,6 +42,7 @@ spec:
     metadata: {labels: {app: %[2]s}, annotations: {SlimFaas/Function: "true", SlimFaas/ReplicasMin: "0", SlimFaas/ReplicasAtStart: "%[3]d"}}
     spec:
       terminationGracePeriodSeconds: 1
+      readinessGates: [%[4]s]
       containers:
         - name: demo
           image: slimfaas/demo-function:dev
@@ -50,6 +50,9 @@ spec:
           ports: [{containerPort: 8080}]
           readinessProbe: {httpGet: {path: /health, port: 8080}, periodSeconds: 1}
 `
+
+// gate is a condition that holds pods back from being ready until somebody sets it.
+const gate = "slimfaas.dev/admitted"
 
 // settle makes a namespace with functions on the cluster of KUBECONFIG_E2E.
 func settle(t *testing.T) (namespace string, config *clientcmdapi.Config) {
@@ -59,7 +62,8 @@ func settle(t *testing.T) (namespace string, config *clientcmdapi.Config) {
 		t.Skip("needs a real cluster: make e2e-kube starts one, KUBECONFIG_E2E names another")
 	}
 	namespace = "e2e-" + strings.ToLower(rand.Text()[:8])
-	kubectl(t, fmt.Sprintf(place, namespace)+fmt.Sprintf(sleeper, namespace, "single", 1)+fmt.Sprintf(sleeper, namespace, "pair", 2), "apply", "-f", "-")
+	kubectl(t, fmt.Sprintf(place, namespace)+fmt.Sprintf(sleeper, namespace, "single", 1, "")+fmt.Sprintf(sleeper, namespace, "pair", 2, "")+
+		fmt.Sprintf(sleeper, namespace, "held", 2, "{conditionType: "+gate+"}"), "apply", "-f", "-")
 	t.Cleanup(func() {
 		out, err := exec.Command("kubectl", "--kubeconfig", real, "delete", "namespace", namespace, "--wait=false").CombinedOutput()
 		if err != nil {
@@ -95,6 +99,12 @@ func world(t *testing.T) (w orchestratortest.World, namespace string) {
 		t.Fatal(err)
 	}
 	w.Orchestrator, w.Single, w.Pair, w.Part, w.VictimsAreHints = driver, "single", "pair", "edge-0", true
+	w.Held, w.Admit = "held", func(t *testing.T) {
+		pods := strings.Fields(kubectl(t, "", "-n", namespace, "get", "pods", "-l", "app=held", "-o", "name"))
+		for _, pod := range pods {
+			kubectl(t, "", "-n", namespace, "patch", pod, "--subresource=status", "-p", `{"status":{"conditions":[{"type":"`+gate+`","status":"True"}]}}`)
+		}
+	}
 	return w, namespace
 }
 

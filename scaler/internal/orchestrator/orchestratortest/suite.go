@@ -2,6 +2,7 @@
 package orchestratortest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -20,6 +21,10 @@ type World struct {
 	Orchestrator orchestrator.Orchestrator
 	// Single and Pair sleep at first, with ReplicasAtStart 1 and 2 and ReplicasMin 0.
 	Single, Pair string
+	// Held is like Pair, but its replicas become ready only once Admit was called, again for each wake. Empty: the orchestrator shows
+	// every replica before it is ready; a kubelet may tell of address and readiness at once.
+	Held  string
+	Admit func(t *testing.T)
 	// Part is one of our own processes that is alive; empty: there is none.
 	Part string
 	// VictimsAreHints: the orchestrator chooses itself who goes (the ReplicaSet controller).
@@ -67,12 +72,17 @@ func firstView(t *testing.T, world World, recorder *Recorder) {
 }
 
 func wakeStarts(t *testing.T, world World, recorder *Recorder) {
-	before := recorder.Get(t, world.Pair)
-	scaled, err := world.Orchestrator.Wake(t.Context(), world.Pair, before.Revision, 2)
+	name := cmp.Or(world.Held, world.Pair)
+	before := recorder.Get(t, name)
+	scaled, err := world.Orchestrator.Wake(t.Context(), name, before.Revision, 2)
 	if err != nil || scaled.Wanted != 2 || scaled.Revision == before.Revision {
 		t.Fatalf("wake: %+v, %v", scaled, err)
 	}
-	after := recorder.Wait(t, world.Pair, "two ready replicas", func(w orchestrator.Workload) bool {
+	if world.Held != "" {
+		recorder.Wait(t, name, "two starting replicas with their addresses", func(w orchestrator.Workload) bool { return len(starting(w)) == 2 })
+		world.Admit(t)
+	}
+	after := recorder.Wait(t, name, "two ready replicas", func(w orchestrator.Workload) bool {
 		return w.Revision == scaled.Revision && w.Wanted == 2 && ready(w) == 2
 	})
 	for _, replica := range after.Replicas {
@@ -80,9 +90,7 @@ func wakeStarts(t *testing.T, world World, recorder *Recorder) {
 			t.Errorf("a ready replica is not told whole: %+v", replica)
 		}
 	}
-	if !recorder.Saw(world.Pair, func(w orchestrator.Workload) bool {
-		return slices.ContainsFunc(w.Replicas, func(r orchestrator.Replica) bool { return r.Phase == orchestrator.Starting && r.Host != "" })
-	}) {
+	if !recorder.Saw(name, func(w orchestrator.Workload) bool { return len(starting(w)) > 0 }) {
 		t.Error("no replica was shown with its address before it was ready: edges could not probe it early")
 	}
 }
@@ -208,6 +216,17 @@ func ready(w orchestrator.Workload) int {
 		}
 	}
 	return n
+}
+
+// starting names the replicas that an edge can probe early.
+func starting(w orchestrator.Workload) []string {
+	var names []string
+	for _, replica := range w.Replicas {
+		if replica.Phase == orchestrator.Starting && replica.Host != "" {
+			names = append(names, replica.Name)
+		}
+	}
+	return names
 }
 
 // alive names the replicas that are not on their way out.
