@@ -80,7 +80,7 @@ type Replica struct {
 	Detail   string // why it is not ready, for people
 	// HealthPath is what an early probe asks; empty: none declared, a TCP connect is the probe.
 	HealthPath string
-	// ProbeOpaque: readiness is decided by something an edge cannot repeat (exec, gRPC): wait for the orchestrator's word.
+	// ProbeOpaque: readiness is decided by something an edge cannot repeat (exec, gRPC, a readiness gate): wait for the orchestrator's word.
 	ProbeOpaque bool
 	WasReady    bool
 	// Unplaced: there is no room for it (quota, scheduling). Asking for more would not help.

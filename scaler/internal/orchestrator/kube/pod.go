@@ -43,7 +43,11 @@ func replica(pod *corev1.Pod, wasReady bool) orchestrator.Replica {
 	r := orchestrator.Replica{
 		Name: pod.Name, Instance: instance(pod, status), Host: pod.Status.PodIP, Ports: ports, WasReady: wasReady || readyOnce(pod, status),
 	}
-	if serving != nil {
+	switch {
+	case serving == nil:
+	case readyByMore(pod, serving):
+		r.ProbeOpaque = true
+	default:
 		r.HealthPath, r.ProbeOpaque = probe(serving, port)
 	}
 	r.Phase, r.Detail, r.Unplaced = phase(pod, status, r.WasReady)
@@ -93,6 +97,14 @@ func servingPort(pod *corev1.Pod) (*corev1.Container, uint32, []uint32) {
 		}
 	}
 	return all[first].container, all[first].port, ports
+}
+
+// readyByMore says whether a pod waits for more than its serving container before it is ready: a readiness gate (a load balancer, an
+// operator), or the readiness probe of another container (a database proxy beside it).
+func readyByMore(pod *corev1.Pod, serving *corev1.Container) bool {
+	probed := func(c corev1.Container) bool { return c.ReadinessProbe != nil && c.Name != serving.Name }
+	return len(pod.Spec.ReadinessGates) > 0 || slices.ContainsFunc(pod.Spec.Containers, probed) ||
+		slices.ContainsFunc(pod.Spec.InitContainers, probed) // only one that stays may have a probe
 }
 
 // probe says what an edge may ask to find out early that a container is ready: the path of its readiness probe, where that is plain

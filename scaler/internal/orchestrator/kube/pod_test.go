@@ -115,6 +115,15 @@ func TestAContainerThatStartedAgainIsAnotherInstance(t *testing.T) {
 	}
 }
 
+func gated(p *corev1.Pod) {
+	p.Spec.ReadinessGates = []corev1.PodReadinessGate{{ConditionType: "example.com/registered"}}
+}
+
+func sidecar(p *corev1.Pod) {
+	always := corev1.ContainerRestartPolicyAlways
+	p.Spec.InitContainers = []corev1.Container{{Name: "setup"}, {Name: "proxy", RestartPolicy: &always, ReadinessProbe: &corev1.Probe{}}}
+}
+
 func TestPortsAndProbes(t *testing.T) {
 	t.Parallel()
 	probeOf := func(h corev1.ProbeHandler) func(*corev1.Pod) {
@@ -126,16 +135,27 @@ func TestPortsAndProbes(t *testing.T) {
 		path   string
 		opaque bool
 	}{
-		"one port":  {pod: at(), ports: []uint32{8080}, path: "/health"},
-		"no port":   {pod: at(func(p *corev1.Pod) { p.Spec.Containers[0].Ports = nil }), opaque: true},
-		"no probe":  {pod: at(func(p *corev1.Pod) { p.Spec.Containers[0].ReadinessProbe = nil }), ports: []uint32{8080}},
-		"exec":      {pod: at(probeOf(corev1.ProbeHandler{Exec: &corev1.ExecAction{}})), ports: []uint32{8080}, opaque: true},
-		"gRPC":      {pod: at(probeOf(corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 8080}})), ports: []uint32{8080}, opaque: true},
-		"TCP":       {pod: at(probeOf(corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(8080)}})), ports: []uint32{8080}},
-		"TCP else":  {pod: at(probeOf(corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(1)}})), ports: []uint32{8080}, opaque: true},
-		"HTTPS":     {pod: at(probeOf(corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Scheme: "HTTPS", Port: intstr.FromInt32(8080)}})), ports: []uint32{8080}, opaque: true},
-		"a header":  {pod: at(probeOf(corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{HTTPHeaders: []corev1.HTTPHeader{{Name: "Host"}}, Port: intstr.FromInt32(8080)}})), ports: []uint32{8080}, opaque: true},
-		"else HTTP": {pod: at(probeOf(corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "up", Port: intstr.FromInt32(9)}})), ports: []uint32{8080}, opaque: true},
+		"one port":         {pod: at(), ports: []uint32{8080}, path: "/health"},
+		"no port":          {pod: at(func(p *corev1.Pod) { p.Spec.Containers[0].Ports = nil }), opaque: true},
+		"no probe":         {pod: at(func(p *corev1.Pod) { p.Spec.Containers[0].ReadinessProbe = nil }), ports: []uint32{8080}},
+		"exec":             {pod: at(probeOf(corev1.ProbeHandler{Exec: &corev1.ExecAction{}})), ports: []uint32{8080}, opaque: true},
+		"gRPC":             {pod: at(probeOf(corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 8080}})), ports: []uint32{8080}, opaque: true},
+		"TCP":              {pod: at(probeOf(corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(8080)}})), ports: []uint32{8080}},
+		"TCP else":         {pod: at(probeOf(corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(1)}})), ports: []uint32{8080}, opaque: true},
+		"HTTPS":            {pod: at(probeOf(corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Scheme: "HTTPS", Port: intstr.FromInt32(8080)}})), ports: []uint32{8080}, opaque: true},
+		"a header":         {pod: at(probeOf(corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{HTTPHeaders: []corev1.HTTPHeader{{Name: "Host"}}, Port: intstr.FromInt32(8080)}})), ports: []uint32{8080}, opaque: true},
+		"else HTTP":        {pod: at(probeOf(corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "up", Port: intstr.FromInt32(9)}})), ports: []uint32{8080}, opaque: true},
+		"a readiness gate": {pod: at(gated), ports: []uint32{8080}, opaque: true},
+		"a probed neighbour": {
+			pod: at(func(p *corev1.Pod) {
+				p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "proxy", ReadinessProbe: &corev1.Probe{}})
+			}), ports: []uint32{8080}, opaque: true,
+		},
+		"a probed sidecar": {pod: at(sidecar), ports: []uint32{8080}, opaque: true},
+		"a neighbour without a probe": {
+			pod:   at(func(p *corev1.Pod) { p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "log"}) }),
+			ports: []uint32{8080}, path: "/health",
+		},
 		"UDP is none": {
 			pod: at(func(p *corev1.Pod) {
 				p.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: 53, Protocol: corev1.ProtocolUDP}, {ContainerPort: 80}}
@@ -144,6 +164,7 @@ func TestPortsAndProbes(t *testing.T) {
 		},
 		"the one named http of the second container": {
 			pod: at(func(p *corev1.Pod) {
+				p.Spec.Containers[0].ReadinessProbe = nil
 				p.Spec.Containers = append(p.Spec.Containers, corev1.Container{
 					Name: "b", Ports: []corev1.ContainerPort{{ContainerPort: 9, Name: "x"}, {ContainerPort: 90, Name: "http"}},
 					ReadinessProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "up", Port: intstr.FromString("http")}}},
@@ -198,6 +219,7 @@ func TestTrimmingLosesNothingThatIsRead(t *testing.T) {
 	t.Parallel()
 	for name, pod := range map[string]*corev1.Pod{
 		"ready": at(), "crashes": at(waiting("CrashLoopBackOff", "x", 3)), "was ready": at(notReadySince(noon.Add(time.Minute))),
+		"gated": at(gated), "has a sidecar": at(sidecar),
 	} {
 		want := replica(pod, false)
 		wantOwner, _ := owner(pod)
@@ -207,7 +229,7 @@ func TestTrimmingLosesNothingThatIsRead(t *testing.T) {
 		}
 		got := trimmed.(*corev1.Pod)
 		gotOwner, _ := owner(got)
-		if r := replica(got, false); r.Phase != want.Phase || r.Detail != want.Detail || r.Instance != want.Instance || r.HealthPath != want.HealthPath || r.WasReady != want.WasReady || gotOwner != wantOwner {
+		if r := replica(got, false); r.Phase != want.Phase || r.Detail != want.Detail || r.Instance != want.Instance || r.HealthPath != want.HealthPath || r.ProbeOpaque != want.ProbeOpaque || r.WasReady != want.WasReady || gotOwner != wantOwner {
 			t.Errorf("%s: %+v, want %+v", name, r, want)
 		}
 	}

@@ -48,7 +48,13 @@ func trimPod(object any) (any, error) {
 		c := &p.Spec.Containers[i]
 		containers = append(containers, corev1.Container{Name: c.Name, Ports: c.Ports, ReadinessProbe: c.ReadinessProbe})
 	}
-	p.Spec = corev1.PodSpec{Containers: containers}
+	var sidecars []corev1.Container // those that the pod's readiness waits for
+	for i := range p.Spec.InitContainers {
+		if c := &p.Spec.InitContainers[i]; c.ReadinessProbe != nil {
+			sidecars = append(sidecars, corev1.Container{Name: c.Name, ReadinessProbe: c.ReadinessProbe})
+		}
+	}
+	p.Spec = corev1.PodSpec{Containers: containers, InitContainers: sidecars, ReadinessGates: p.Spec.ReadinessGates}
 	p.Status = corev1.PodStatus{
 		Phase: p.Status.Phase, PodIP: p.Status.PodIP, Reason: p.Status.Reason, Message: p.Status.Message,
 		Conditions: conditions(p.Status.Conditions), ContainerStatuses: statuses(p.Status.ContainerStatuses), InitContainerStatuses: statuses(p.Status.InitContainerStatuses),
