@@ -3,6 +3,7 @@ package logfile
 import (
 	"context"
 	"errors"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -117,5 +118,45 @@ func TestRecordsAreReadWhileTheLogIsCut(t *testing.T) {
 	reading.Wait()
 	if found.Load() < 100 {
 		t.Errorf("%d records were found: this tests nothing", found.Load())
+	}
+}
+
+// Whatever takes bytes away waits for whoever reads them.
+func TestAReaderIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	for name, take := range map[string]func(*Log) error{
+		"the front is cut":                      func(l *Log) error { return l.CutFront(l.segments[0].last()) },
+		"the end is cut, and a file with it":    func(l *Log) error { return l.CutBack(1) },
+		"the end is cut, and its file is wiped": func(l *Log) error { return l.CutBack(2) },
+		"the log is closed":                     (*Log).Close,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.append(1, "a", "b", "c") // in one file
+			for next := uint64(4); len(b.segments) == 1; next++ {
+				b.append(next, strings.Repeat("x", 1000))
+			}
+			read, _, _, err := b.find(3)
+			if err != nil {
+				t.Fatal(err)
+			}
+			taken := make(chan error, 1)
+			go func() { taken <- take(b.Log) }()
+			for read.reading.TryRLock() { // until somebody waits for the lock
+				read.reading.RUnlock()
+				select {
+				case err := <-taken:
+					read.reading.RUnlock()
+					t.Fatalf("it did not wait, and gave %v", err)
+				default:
+					runtime.Gosched()
+				}
+			}
+			read.reading.RUnlock()
+			if err := <-taken; err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
