@@ -267,13 +267,15 @@ func (r *Replica) Probable() bool {
 		(r.Probe.GetKind() == wire.ProbeKind_PROBE_KIND_HTTP || r.Probe.GetKind() == wire.ProbeKind_PROBE_KIND_TCP)
 }
 
-// BeginProbe takes one of the `most` probes that may be open on this replica. End it with EndProbe.
-func (r *Replica) BeginProbe(most int32) bool {
-	if r.slot.probes.Add(1) > most {
+// BeginProbe takes one of the `most` probes that may be open on this replica, and says which of them: 1 when none was. 0: all are taken.
+// End it with EndProbe.
+func (r *Replica) BeginProbe(most int32) (nth int32) {
+	nth = r.slot.probes.Add(1)
+	if nth > most {
 		r.slot.probes.Add(-1)
-		return false
+		return 0
 	}
-	return true
+	return nth
 }
 
 // EndProbe says how a probe ended. The first success lets the replica be used, paced, and wakes those who wait.

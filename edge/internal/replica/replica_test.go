@@ -146,9 +146,9 @@ func TestAnEarlyProbeOpensAStartingReplicaUntilTheOrchestratorHasSpoken(t *testi
 	woken := 0
 	s.Woken = func(*replica.Function) { woken++ }
 	r := f.Replicas()[0]
-	for i, want := range []bool{true, true, false} {
-		if r.BeginProbe(2) != want {
-			t.Fatalf("probe %d: two may be open, not more", i+1)
+	for _, want := range []int32{1, 2, 0} {
+		if nth := r.BeginProbe(2); nth != want {
+			t.Fatalf("probe %d of two, want %d", nth, want)
 		}
 	}
 	r.EndProbe(f, false)

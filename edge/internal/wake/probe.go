@@ -1,6 +1,7 @@
 package wake
 
 import (
+	"bufio"
 	"context"
 	"io"
 	"net"
@@ -16,10 +17,14 @@ import (
 )
 
 const (
-	probeEvery    = 25 * time.Millisecond
-	probesAtOnce  = 2 // open per replica
-	probeTimeout  = time.Second
-	maxProbedBody = 4 << 10 // bytes of an answer that are read, so that the server sees an orderly end
+	probeEvery   = 25 * time.Millisecond
+	probesAtOnce = 2 // open per replica
+	probeTimeout = time.Second
+	// quickConnect is how long all but one of the probes that are open try to connect. Networks swallow the first packet to an address
+	// that they do not know the way to yet, and the kernel sends another after a second only; a new connection sends one at once. The
+	// one has probeTimeout, for a network where connecting takes longer.
+	quickConnect = 50 * time.Millisecond
+	maxProbed    = 16 << 10 // bytes of an answer that are read, with its body, so that the server sees an orderly end
 )
 
 // probe starts one probe at each replica that may be decided by one and has less than two open. True: there are such, look
@@ -31,54 +36,69 @@ func (l *lot) probe(ctx context.Context, running *sync.WaitGroup) bool {
 			continue
 		}
 		any = true
-		if r.BeginProbe(probesAtOnce) {
-			running.Go(func() {
-				ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-				defer cancel()
-				r.EndProbe(l.f, l.w.ask(ctx, r))
-			})
+		nth := r.BeginProbe(probesAtOnce)
+		if nth == 0 {
+			continue
 		}
+		by := l.w.quick
+		if nth == 1 {
+			by = l.w.patient
+		}
+		running.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+			defer cancel()
+			r.EndProbe(l.f, by.ask(ctx, r))
+		})
 	}
 	return any
 }
 
+// prober asks on a connection of its own each time.
+type prober struct {
+	dial    func(ctx context.Context, network, address string) (net.Conn, error)
+	connect time.Duration // at most
+}
+
 // ask probes a replica as its record says.
-func (w *Waker) ask(ctx context.Context, r *replica.Replica) bool {
+func (p prober) ask(ctx context.Context, r *replica.Replica) bool {
 	address := r.Address
-	if p := r.Probe.GetPort(); p != 0 {
-		address = net.JoinHostPort(r.Host, strconv.Itoa(int(p)))
+	if port := r.Probe.GetPort(); port != 0 {
+		address = net.JoinHostPort(r.Host, strconv.Itoa(int(port)))
 	}
 	if a, err := netip.ParseAddr(r.Host); err == nil && (a.IsLinkLocalUnicast() || a.IsMulticast() || a.IsUnspecified()) {
 		return false // as in forward: no replica has such an address
 	}
+	connecting, cancel := context.WithTimeout(ctx, p.connect)
+	conn, err := p.dial(connecting, "tcp", address)
+	cancel()
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
 	if r.Probe.GetKind() == wire.ProbeKind_PROBE_KIND_TCP {
-		conn, err := w.dialer.DialContext(ctx, "tcp", address)
-		if err != nil {
-			return false
-		}
-		_ = conn.Close()
 		return true
 	}
-	path := r.Probe.GetPath()
-	if !strings.HasPrefix(path, "/") {
-		path = "/" + path
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+path, nil)
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/"+strings.TrimPrefix(r.Probe.GetPath(), "/"), nil)
 	if err != nil {
 		return false
 	}
+	req.Close = true
 	req.Header.Set("User-Agent", "slimfaas-edge-probe")
-	resp, err := w.probing.RoundTrip(req) // no redirects followed: a 3xx is an answer
-	if err != nil {
+	if err := req.Write(conn); err != nil {
 		return false
 	}
-	_, _ = io.CopyN(io.Discard, resp.Body, maxProbedBody)
-	_ = resp.Body.Close()
-	return resp.StatusCode >= 200 && resp.StatusCode < 400
-}
-
-func newProbing(d *net.Dialer) *http.Transport {
-	return &http.Transport{
-		DialContext: d.DialContext, DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: 16 << 10,
+	in := bufio.NewReader(io.LimitReader(conn, maxProbed))
+	for {
+		resp, err := http.ReadResponse(in, req) // no redirects followed: a 3xx is an answer
+		switch {
+		case err != nil:
+			return false
+		case resp.StatusCode < 200 && resp.StatusCode != http.StatusSwitchingProtocols:
+			continue // and the answer follows
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		_ = resp.Body.Close()
+		return resp.StatusCode >= 200 && resp.StatusCode < 400
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"context"
 	"maps"
 	"net"
-	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -39,6 +38,8 @@ type Options struct {
 	Epoch func() uint64
 	// Waited is told of every request that got its replica after a wait. Nil: nobody is.
 	Waited func(replica.Waited)
+	// Dial connects probes; nil: as the system does.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// MaxPerFunction and MaxTotal bound the parked requests.
 	MaxPerFunction, MaxTotal int
 }
@@ -46,9 +47,8 @@ type Options struct {
 // Waker parks requests and wakes functions. Run it before the first Wait.
 type Waker struct {
 	Options
-	dialer  *net.Dialer
-	probing *http.Transport
-	total   atomic.Int64
+	patient, quick prober
+	total          atomic.Int64
 
 	mu      sync.Mutex // guards the fields below
 	lots    map[*replica.Function]*lot
@@ -58,8 +58,10 @@ type Waker struct {
 
 // New returns a Waker; it does nothing before Run.
 func New(o Options) *Waker {
-	d := &net.Dialer{Timeout: probeTimeout}
-	return &Waker{Options: o, dialer: d, probing: newProbing(d), lots: map[*replica.Function]*lot{}}
+	if o.Dial == nil {
+		o.Dial = (&net.Dialer{}).DialContext
+	}
+	return &Waker{Options: o, patient: prober{o.Dial, probeTimeout}, quick: prober{o.Dial, quickConnect}, lots: map[*replica.Function]*lot{}}
 }
 
 // Run serves until ctx ends, and returns when everything it started has.

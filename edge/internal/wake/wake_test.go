@@ -1,9 +1,11 @@
 package wake_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -43,10 +45,15 @@ type bundle struct {
 
 func setup(t *testing.T) *bundle {
 	t.Helper()
+	return setupWith(t, nil)
+}
+
+func setupWith(t *testing.T, dial func(ctx context.Context, network, address string) (net.Conn, error)) *bundle {
+	t.Helper()
 	b := &bundle{tracker: load.NewTracker(), start: time.Now()}
 	b.set = replica.NewSet(b.tracker)
 	b.waker = wake.New(wake.Options{
-		Name: "edge-0", Epoch: b.set.Epoch, MaxPerFunction: 5, MaxTotal: 8,
+		Name: "edge-0", Epoch: b.set.Epoch, MaxPerFunction: 5, MaxTotal: 8, Dial: dial,
 		Publish: func(m *wire.Wake) error {
 			b.mu.Lock()
 			defer b.mu.Unlock()
@@ -367,6 +374,7 @@ func TestEarlyProbes(t *testing.T) {
 			case 2, 3:
 				<-r.Context().Done() // hangs: two are open, no third is begun until one has timed out
 			default:
+				w.WriteHeader(http.StatusEarlyHints)
 				http.Redirect(w, r, "http://elsewhere.invalid/", http.StatusFound)
 			}
 		}))
@@ -412,6 +420,61 @@ func TestEarlyProbes(t *testing.T) {
 		}
 		g.lease.End()
 	})
+}
+
+// A network that swallows the first packets to a new address costs a probe, not the second after which the kernel sends another; one on
+// which connecting takes long is waited for.
+func TestProbesOfAnAddressThatSaysNothing(t *testing.T) {
+	t.Parallel()
+	for name, network := range map[string]struct {
+		silent, slow, atMost time.Duration // since the replica had its address; of connecting
+	}{
+		"at first":                  {silent: 200 * time.Millisecond, atMost: 275 * time.Millisecond},
+		"for long":                  {silent: 5 * time.Second, atMost: 5075 * time.Millisecond},
+		"connecting takes its time": {slow: 300 * time.Millisecond, atMost: 300 * time.Millisecond},
+	} {
+		for _, kind := range []wire.ProbeKind{wire.ProbeKind_PROBE_KIND_TCP, wire.ProbeKind_PROBE_KIND_HTTP} {
+			t.Run(name+"/"+kind.String(), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					var open atomic.Int32
+					began := time.Now()
+					b := setupWith(t, func(ctx context.Context, _, _ string) (net.Conn, error) {
+						if open.Add(1) > 2 {
+							t.Error("more than two connect at one time")
+						}
+						defer open.Add(-1)
+						var connected <-chan time.Time
+						if time.Since(began) >= network.silent {
+							connected = time.After(network.slow)
+						}
+						select {
+						case <-ctx.Done():
+							return nil, ctx.Err()
+						case <-connected:
+						}
+						ours, theirs := net.Pipe()
+						go func() {
+							defer theirs.Close()
+							if _, err := http.ReadRequest(bufio.NewReader(theirs)); err == nil {
+								_, _ = io.WriteString(theirs, "HTTP/1.1 204 No Content\r\n\r\n")
+							}
+						}()
+						return ours, nil
+					})
+					c := b.call(t.Context(), 20*time.Second)
+					r := one(1, starting)
+					r.Probe = &wire.Probe{Kind: kind, Path: "/health"}
+					b.apply(1, 1, r)
+					g := <-c
+					if g.err != nil || g.after > network.atMost {
+						t.Fatalf("%v after %v, want after %v at most", g.err, g.after, network.atMost)
+					}
+					g.lease.End()
+				})
+			})
+		}
+	}
 }
 
 func TestManyCallersAndARestlessTable(t *testing.T) {

@@ -20,6 +20,7 @@ type sights struct {
 	sent, firstByte      time.Time // the caller
 	scaled, ip, answered time.Time // the watches of the Deployment and of the pod, the prober
 	changes              int       // of spec.replicas
+	timing               string    // Server-Timing of the answer
 }
 
 // observer watches Deployments and pods of functions, and probes each new pod every 5 ms.
@@ -127,6 +128,7 @@ func (o *observer) wake(function string) (*sights, error) {
 	if answer.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("%s answers %d", function, answer.StatusCode)
 	}
+	s.timing = answer.Header.Get("Server-Timing")
 	return s, nil
 }
 
@@ -272,6 +274,10 @@ func (o *observer) judge(t *testing.T, what string, all, byTest []*sights) {
 		}
 		if figure.judged && (median > figure.median || p95 > figure.p95) {
 			t.Errorf("%s, %s: median %v, p95 %v", what, figure.name, median, p95)
+			for _, s := range all {
+				t.Logf("sent %v, then: scaled %v, address %v, reached %v, first byte %v; %s", s.sent.Format(time.StampMilli),
+					s.scaled.Sub(s.sent), s.ip.Sub(s.sent), s.answered.Sub(s.sent), s.firstByte.Sub(s.sent), s.timing)
+			}
 		}
 	}
 	if len(direct) > 0 {
