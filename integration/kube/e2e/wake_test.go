@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -237,7 +238,7 @@ func (o *observer) judge(t *testing.T, what string, all, byTest []*sights) {
 		})
 	}
 	o.job.Wait()
-	var toScale, toAnswer, whole, direct []time.Duration
+	var toScale, toUsable, toAnswer, whole, direct []time.Duration
 	for _, s := range byTest {
 		direct = append(direct, s.scaled.Sub(s.sent))
 	}
@@ -247,6 +248,11 @@ func (o *observer) judge(t *testing.T, what string, all, byTest []*sights) {
 		if s.answered.After(reachable) {
 			reachable = s.answered
 		}
+		waited, err := edgeWaited(s.timing)
+		if err != nil {
+			t.Fatal(err)
+		}
+		toUsable = append(toUsable, max(s.sent.Add(waited).Sub(reachable), 0))
 		toAnswer = append(toAnswer, max(s.firstByte.Sub(reachable), 0))
 		whole = append(whole, s.firstByte.Sub(s.sent))
 		if s.changes != 1 {
@@ -254,15 +260,16 @@ func (o *observer) judge(t *testing.T, what string, all, byTest []*sights) {
 		}
 	}
 	for _, figure := range []struct {
-		name        string
-		all         []time.Duration
-		median, p95 time.Duration
-		judged      bool
+		name         string
+		all          []time.Duration
+		median, p95  time.Duration
+		judged, tail bool // the median; the p95, too
 	}{
-		{"request → spec.replicas", toScale, 15 * time.Millisecond, 50 * time.Millisecond, full()},
-		{"the same change sent by the test → spec.replicas", direct, 0, 0, false},
-		{"reachable → first byte", toAnswer, 25 * time.Millisecond, 70 * time.Millisecond, true},
-		{"whole wake, the kubelet's part included", whole, 0, 0, false},
+		{"request → spec.replicas", toScale, 15 * time.Millisecond, 50 * time.Millisecond, full(), true},
+		{"the same change sent by the test → spec.replicas", direct, 0, 0, false, false},
+		{"reachable → released by the edge", toUsable, 25 * time.Millisecond, 70 * time.Millisecond, true, true},
+		{"reachable → first byte", toAnswer, 25 * time.Millisecond, 70 * time.Millisecond, true, full()},
+		{"whole wake, the kubelet's part included", whole, 0, 0, false, false},
 	} {
 		if len(figure.all) == 0 {
 			continue
@@ -272,7 +279,9 @@ func (o *observer) judge(t *testing.T, what string, all, byTest []*sights) {
 		if full() && len(figure.all) <= 20 {
 			t.Logf("%s, %s, in the order of the answers: %v", what, figure.name, figure.all)
 		}
-		if figure.judged && (median > figure.median || p95 > figure.p95) {
+		// Of a few calls the 95th percentile is the slowest one. What the caller sees has the network in it, which loses a packet of some
+		// hundred answers beside pods that come and go (the next one follows after 210 ms); what the edge says of itself has not.
+		if figure.judged && (median > figure.median || figure.tail && p95 > figure.p95) {
 			t.Errorf("%s, %s: median %v, p95 %v", what, figure.name, median, p95)
 			for _, s := range all {
 				t.Logf("sent %v, then: scaled %v, address %v, reached %v, first byte %v; %s", s.sent.Format(time.StampMilli),
@@ -287,6 +296,19 @@ func (o *observer) judge(t *testing.T, what string, all, byTest []*sights) {
 			t.Errorf("%s: request → spec.replicas %v, the change alone %v", what, ours, theirs)
 		}
 	}
+}
+
+// edgeWaited is how long a call waited in the edge, by its Server-Timing.
+func edgeWaited(timing string) (all time.Duration, err error) {
+	for part := range strings.SplitSeq(timing, ", ") {
+		_, ms, _ := strings.Cut(part, ";dur=")
+		n, err := strconv.ParseFloat(ms, 64)
+		if err != nil {
+			return 0, fmt.Errorf("reading Server-Timing %q: %w", timing, err)
+		}
+		all += time.Duration(n * float64(time.Millisecond))
+	}
+	return all, nil
 }
 
 // pace is a caller's, between wakes that are measured alone: after its first answer a pod goes on costing everybody for about a second.
