@@ -82,7 +82,7 @@ func contractCases(t *testing.T, c *cluster.Cluster, rec records, functions int)
 			_ = res.Body.Close()
 			t.Fatalf("answered %d", res.StatusCode)
 		}
-		c.Eventually(10*time.Second, "the function notices", func() error {
+		c.Eventually(3*time.Second, "the function notices", func() error {
 			for _, l := range rec.read(t, "fibonacci") {
 				if l.Phase == "end" && l.Aborted && strings.HasPrefix(l.URI, "/abort") {
 					return nil

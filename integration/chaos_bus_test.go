@@ -178,7 +178,7 @@ func chaosB6Strangers(t *testing.T, c *cluster.Cluster) {
 	} {
 		refusedAt(t, name, s.port, s.say)
 	}
-	c.Eventually(20*time.Second, "the node has written it down", func() error {
+	c.Eventually(5*time.Second, "the node has written it down", func() error {
 		log := c.Log("queue-0")
 		for _, want := range []string{"cid:", "rid:"} { // of a client, of a route
 			if !slices.ContainsFunc(strings.Split(log, "\n"), func(l string) bool {
@@ -189,7 +189,7 @@ func chaosB6Strangers(t *testing.T, c *cluster.Cluster) {
 		}
 		return nil
 	})
-	healthy(c, 20*time.Second)
+	healthy(c, 5*time.Second)
 }
 
 // forgedRoute introduces a server that does not exist and asks for everything in the words of routes.

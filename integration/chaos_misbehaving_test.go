@@ -238,7 +238,7 @@ func misbehavingFunctions(t *testing.T, c *cluster.Cluster, n nemesis, function 
 	}
 	cancel()
 	began := time.Now()
-	c.Eventually(20*time.Second, "the function knows that its callers have gone", func() error {
+	c.Eventually(5*time.Second, "the function knows that its callers have gone", func() error {
 		if now := function.gone.Load() - gone; now < int64(many) {
 			return fmt.Errorf("%d of %d", now, many)
 		}

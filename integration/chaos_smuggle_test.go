@@ -387,7 +387,7 @@ func smuggle(t *testing.T, c *cluster.Cluster, n nemesis, p *parsers) {
 		}
 		return wrong
 	}
-	c.Eventually(20*time.Second, "functions have seen what was sent to them, and nothing else", func() error {
+	c.Eventually(5*time.Second, "functions have seen what was sent to them, and nothing else", func() error {
 		if wrong := check(); len(wrong) > 0 {
 			return fmt.Errorf("%d wrong, the first: %s", len(wrong), wrong[0])
 		}

@@ -47,7 +47,7 @@ func TestStackLivesAndLeavesNothingBehind(t *testing.T) {
 	c.Eventually(10*time.Second, "a replica that always runs", calls("always"))
 	for _, name := range []string{"queue-0", "queue-1", "queue-2", "scaler-0", "edge-0", "fn-always-0"} {
 		c.Kill(name)
-		c.Eventually(20*time.Second, name+" runs again", func() error {
+		c.Eventually(5*time.Second, name+" runs again", func() error {
 			if c.PID(name) == 0 {
 				return errNotYet
 			}

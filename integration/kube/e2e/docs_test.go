@@ -139,7 +139,7 @@ func TestReadmeLineByLine(t *testing.T) {
 	p.says(t, `curl -i -X POST http://<node>:30021/publish-event/news/events -d '{"a":1}'`, "204 No Content")
 	var heard int
 	for ip := range strings.FieldsSeq(kubectl(t, "get", "pods", "-n", namespace, "-l", "app in (reader-a, reader-b, reader-c)", "-o", "jsonpath={.items[*].status.podIP}")) {
-		eventually(t, 30*time.Second, "the pod has heard the event", func() error {
+		eventually(t, 10*time.Second, "the pod has heard the event", func() error {
 			answer, err := client.Get("http://" + ip + ":8080/events")
 			if err != nil {
 				return err
@@ -160,7 +160,7 @@ func TestReadmeLineByLine(t *testing.T) {
 	p.says(t, "curl http://<node>:30021/status-functions", `"reader-c"`)
 	p.says(t, "kubectl -n slimfaas-demo get deployment hello", "0/0")
 	p.says(t, "curl -i -X POST http://<node>:30021/wake-function/hello", "204 No Content")
-	eventually(t, 30*time.Second, "hello is woken", func() error {
+	eventually(t, 5*time.Second, "hello is woken", func() error {
 		if wanted, _ := replicas(t, "deployment", "hello"); wanted != 1 {
 			return errNotYet
 		}

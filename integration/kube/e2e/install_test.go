@@ -71,7 +71,7 @@ func TestInstall(t *testing.T) {
 		fn("StatefulSet", "sub2", "SubscribeEvents", "news", "ReplicasMin", "2"))
 
 	t.Run("a sync call wakes", func(t *testing.T) {
-		eventually(t, 30*time.Second, "the function is known", func() error {
+		eventually(t, 10*time.Second, "the function is known", func() error {
 			status, body, _, err := do(http.MethodGet, "/status-function/hello", nil, "")
 			if err == nil && status != http.StatusOK {
 				err = fmt.Errorf("%d %s", status, body)

@@ -58,7 +58,7 @@ func TestBadObjectsHurtOnlyThemselves(t *testing.T) {
 	}
 	t.Run("deleted while a call waits", func(t *testing.T) {
 		apply(t, strings.ReplaceAll(fn("Deployment", "doomed"), "slimfaas/demo-function:dev", "slimfaas/never:1"))
-		eventually(t, 30*time.Second, "doomed is known", func() error { return get("/status-function/doomed") })
+		eventually(t, 10*time.Second, "doomed is known", func() error { return get("/status-function/doomed") })
 		answered := make(chan string, 1)
 		go func() {
 			status, body, _, err := do(http.MethodGet, "/function/doomed/hello/x", nil, "")

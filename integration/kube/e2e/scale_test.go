@@ -207,7 +207,7 @@ func TestManyFunctions(t *testing.T) {
 		}
 		began := time.Now()
 		kill(t, edges[0])
-		eventually(t, 30*time.Second, "the killed edge is gone", func() error {
+		eventually(t, 10*time.Second, "the killed edge is gone", func() error {
 			if _, err := table(); err == nil {
 				return errNotYet
 			}
@@ -261,7 +261,7 @@ func TestManyFunctions(t *testing.T) {
 			name := fmt.Sprintf("many%d", i)
 			kubectl(t, "scale", "-n", namespace, "deployment/"+name, fmt.Sprintf("--replicas=%d", pods+1))
 			var seen time.Time
-			eventually(t, 30*time.Second, "the edge sees one more", func() error {
+			eventually(t, 10*time.Second, "the edge sees one more", func() error {
 				_, body, _, err := do(http.MethodGet, "/status-function/"+name, nil, "")
 				if err == nil && !strings.Contains(body, fmt.Sprintf(`"NumberReady":%d`, pods+1)) {
 					err = fmt.Errorf("%w: %s", errNotYet, body)
@@ -269,7 +269,7 @@ func TestManyFunctions(t *testing.T) {
 				seen = time.Now()
 				return err
 			})
-			eventually(t, 30*time.Second, "the watch sees one more", func() error {
+			eventually(t, 10*time.Second, "the watch sees one more", func() error {
 				mu.Lock()
 				defer mu.Unlock()
 				if full[name].IsZero() {

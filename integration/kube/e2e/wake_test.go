@@ -147,7 +147,7 @@ func sleeping(t *testing.T, prefix string, n int) (names []string) {
 		_, _ = try(context.WithoutCancel(t.Context()), "", append([]string{"delete", "deployment", "-n", namespace, "--wait=false"}, names...)...)
 	})
 	for _, name := range names {
-		eventually(t, 30*time.Second, name+" is known", func() error {
+		eventually(t, 10*time.Second, name+" is known", func() error {
 			status, body, _, err := do(http.MethodGet, "/status-function/"+name, nil, "")
 			if err == nil && status != http.StatusOK {
 				err = fmt.Errorf("%d %s", status, body)
@@ -200,7 +200,7 @@ func (o *observer) scale(deployment string) (*sights, error) {
 	if err != nil {
 		return nil, err
 	}
-	eventually(o.t, 30*time.Second, deployment+" is seen scaled", func() error {
+	eventually(o.t, 10*time.Second, deployment+" is seen scaled", func() error {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		if s.scaled.IsZero() {
@@ -228,7 +228,7 @@ const (
 func (o *observer) judge(t *testing.T, what string, all, byTest []*sights) {
 	t.Helper()
 	for _, s := range all { // the caller had its answer before the watches, at times
-		eventually(t, 30*time.Second, what+": the watches have seen it", func() error {
+		eventually(t, 10*time.Second, what+": the watches have seen it", func() error {
 			o.mu.Lock()
 			defer o.mu.Unlock()
 			if s.scaled.IsZero() || s.ip.IsZero() {
