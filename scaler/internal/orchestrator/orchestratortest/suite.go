@@ -79,7 +79,7 @@ func wakeStarts(t *testing.T, world World, recorder *Recorder) {
 		t.Fatalf("wake: %+v, %v", scaled, err)
 	}
 	if world.Held != "" {
-		recorder.Wait(t, name, "two starting replicas with their addresses", func(w orchestrator.Workload) bool { return len(starting(w)) == 2 })
+		recorder.Wait(t, name, "two starting replicas with their addresses", func(w orchestrator.Workload) bool { return starting(w) == 2 })
 		world.Admit(t)
 	}
 	after := recorder.Wait(t, name, "two ready replicas", func(w orchestrator.Workload) bool {
@@ -90,7 +90,7 @@ func wakeStarts(t *testing.T, world World, recorder *Recorder) {
 			t.Errorf("a ready replica is not told whole: %+v", replica)
 		}
 	}
-	if !recorder.Saw(name, func(w orchestrator.Workload) bool { return len(starting(w)) > 0 }) {
+	if !recorder.Saw(name, func(w orchestrator.Workload) bool { return starting(w) > 0 }) {
 		t.Error("no replica was shown with its address before it was ready: edges could not probe it early")
 	}
 }
@@ -218,15 +218,15 @@ func ready(w orchestrator.Workload) int {
 	return n
 }
 
-// starting names the replicas that an edge can probe early.
-func starting(w orchestrator.Workload) []string {
-	var names []string
+// starting counts the replicas that an edge can probe early.
+func starting(w orchestrator.Workload) int {
+	n := 0
 	for _, replica := range w.Replicas {
 		if replica.Phase == orchestrator.Starting && replica.Host != "" {
-			names = append(names, replica.Name)
+			n++
 		}
 	}
-	return names
+	return n
 }
 
 // alive names the replicas that are not on their way out.
